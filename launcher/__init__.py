@@ -1,0 +1,1 @@
+"""Runs mlx.launch and watches it.  Knows no MLX."""
