@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Make the demo model (SmolLM2-135M-Instruct) once and print the folder it is in."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import mlx.core as mx
+
+from pipeline.demo_model import Variant, demo_model_path, ensure_demo_model
+from pipeline.errors import ModelError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quantized", action=argparse.BooleanOptionalAction, default=None)
+    parser.add_argument("--as", dest="architecture", choices=("llama", "qwen2"), default="llama")
+    parser.add_argument("--files", type=int, default=1, metavar="N", help="weight files to write")
+    parser.add_argument("--print-path", action="store_true", help="print the folder, make nothing")
+    args = parser.parse_args()
+    if args.files < 1:
+        parser.error(f"--files must be at least 1, not {args.files}")
+    if args.quantized is None:
+        args.quantized = Variant.for_this_machine().quantized
+    variant = Variant(args.quantized, args.architecture, args.files)
+    if args.print_path:
+        print(demo_model_path(variant))
+        return 0
+    if not variant.quantized:
+        # Dequantizing alone needs no accelerator, and a CPU is always there.
+        mx.set_default_device(mx.cpu)
+    try:
+        print(ensure_demo_model(variant, lambda line: print(line, file=sys.stderr, flush=True)))
+    except ModelError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
