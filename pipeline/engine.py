@@ -1,0 +1,335 @@
+"""The engine on rank 0: requests in, tokens out.  Each turn of its loop chooses a step, runs it, absorbs what came back.
+
+The loop runs in a thread of its own.  `generate`, `stats`, `configure` and `stop` may be called from other threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import structlog
+
+from pipeline.errors import EngineFault, EngineStopped, FrameError, LinkTimeout, RequestRejected
+from pipeline.frames import Admission, Decode, Prefill, Result, Step
+from pipeline.link import Links
+from pipeline.request import FinishReason, GenerationRequest, TokenEvent
+from pipeline.scheduler import DecodeBatch, Scheduler, StepPlan
+from pipeline.worker import Worker
+
+log = structlog.get_logger()
+
+Outcome = TokenEvent | Exception
+
+
+@dataclass
+class _Running:
+    """One request inside the engine."""
+
+    sequence: int
+    request: GenerationRequest
+    loop: asyncio.AbstractEventLoop
+    queue: asyncio.Queue[Outcome]
+    emitted: int = 0  # tokens delivered, those before a resume included
+    next_token: int = 0  # fed by the next decode step
+    tokens: tuple[int, ...] = field(default=())  # what is prefilled
+
+    @property
+    def to_make(self) -> int:
+        """Tokens still allowed when it is submitted."""
+        return self.request.max_tokens - len(self.request.emitted)
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What /health and /v1/cluster show of the engine."""
+
+    running: int
+    waiting: int
+    in_flight: int
+    groups: tuple[tuple[int, ...], ...]
+    steps: int
+    last_step_age: float | None  # seconds; None before the first step
+    generated_tokens: int
+    prompt_tokens: int
+
+
+class Engine:
+    """See the module's text.  Implements pipeline.request.Generator."""
+
+    def __init__(
+        self, scheduler: Scheduler, worker: Worker, links: Links | None, step_timeout: float
+    ) -> None:
+        """`step_timeout`: seconds without any result, with work in flight, after which the ring counts as broken."""
+        self._scheduler, self._worker, self._links = scheduler, worker, links
+        self._timeout = step_timeout
+        self._commands: deque[Callable[[], None]] = deque()
+        self._lock = threading.Lock()
+        self._awake, self._wakeup = socket.socketpair()
+        self._awake.setblocking(False)
+        self._wakeup.setblocking(False)
+        self._requests: dict[int, _Running] = {}
+        self._next_sequence = 0
+        self._stopping = False
+        self._closed: Exception | None = None  # what every later request is told
+        self._last_progress = time.monotonic()
+        self._generated = self._prompted = 0
+        self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Outcome], Outcome]]]
+        self._outbox = {}
+
+    # any thread
+
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+        """See pipeline.request.Generator."""
+        queue: asyncio.Queue[Outcome] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        running: list[_Running] = []
+        self._command(lambda: running.append(self._submit(request, loop, queue)))
+        try:
+            while True:
+                outcome = await queue.get()
+                if isinstance(outcome, Exception):
+                    raise outcome
+                yield outcome
+                if outcome.finish is not None:
+                    return
+        finally:
+            self._command(lambda: self._cancel(running))
+
+    def stats(self) -> EngineStats:
+        """A momentary view; the numbers may be one step apart."""
+        scheduler, worker = self._scheduler, self._worker.stats
+        age = None if worker.last_step is None else time.monotonic() - worker.last_step
+        return EngineStats(
+            running=scheduler.running,
+            waiting=scheduler.waiting,
+            in_flight=scheduler.in_flight,
+            groups=scheduler.groups,
+            steps=worker.steps,
+            last_step_age=age,
+            generated_tokens=self._generated,
+            prompt_tokens=self._prompted,
+        )
+
+    def configure(self, change: Callable[[Scheduler], None]) -> None:
+        """Let the engine thread change the scheduler between two steps."""
+        self._command(lambda: change(self._scheduler))
+
+    def stop(self) -> None:
+        """End the loop between two steps; running requests get EngineStopped."""
+        self._command(self._begin_stop)
+
+    # the engine thread
+
+    def run(self) -> None:
+        """The loop.  Returns after `stop`; raises what breaks the ring or this stage.
+
+        Either way everybody who waits, or comes later, is told.
+        """
+        try:
+            while True:
+                self._take_commands()
+                if self._stopping:
+                    break
+                plan = self._scheduler.choose()
+                if plan is not None:
+                    self._start(plan)
+                    self._take_arrived()
+                elif not self._take_arrived():
+                    self._wait()
+        except BaseException as error:
+            self._close(EngineFault(f"the engine failed: {error}"))
+            raise
+        self._close(EngineStopped("the server is stopping"))
+        self._worker.goodbye()
+
+    def _close(self, outcome: Exception) -> None:
+        with self._lock:
+            self._closed = outcome
+        while self._commands:
+            self._commands.popleft()()
+        for request in self._requests.values():
+            self._post(request, outcome)
+        self._requests.clear()
+        self._flush_outbox()
+
+    def _start(self, plan: StepPlan) -> None:
+        if not self._scheduler.in_flight > 1:
+            self._last_progress = time.monotonic()
+        result = self._worker.run(self._step(plan))
+        if result is not None:
+            self._absorb(result)
+
+    def _step(self, plan: StepPlan) -> Step:
+        return Step(
+            plan.id,
+            plan.released,
+            tuple(self._admission(sequence) for sequence in plan.admitted),
+            self._work(plan),
+        )
+
+    def _admission(self, sequence: int) -> Admission:
+        request = self._requests[sequence].request
+        needs_prompt = request.params.repetition_penalty != 1.0
+        return Admission(
+            sequence, request.params, request.prompt if needs_prompt else (), request.emitted
+        )
+
+    def _work(self, plan: StepPlan) -> Prefill | Decode | None:
+        work = plan.work
+        if work is None:
+            return None
+        if isinstance(work, DecodeBatch):
+            tokens = tuple(self._requests[s].next_token for s in work.sequences)
+            return Decode(work.group, work.sequences, tokens)
+        self._prompted += work.end - work.start
+        return Prefill(work.sequence, self._requests[work.sequence].tokens[work.start : work.end])
+
+    def _absorb(self, result: Result) -> None:
+        self._last_progress = time.monotonic()
+        try:
+            plan = self._scheduler.absorb(result.step, result.seconds)
+        except KeyError:
+            raise FrameError(f"a result of step {result.step}, which is not in flight") from None
+        if not isinstance(plan.work, DecodeBatch):
+            return
+        if len(result.tokens) != len(plan.work.sequences):
+            raise FrameError(
+                f"step {result.step}: {len(result.tokens)} tokens for {plan.work.sequences}"
+            )
+        logprobs = result.logprobs or (None,) * len(result.tokens)
+        for sequence, token, entry in zip(
+            plan.work.sequences, result.tokens, logprobs, strict=True
+        ):
+            request = self._requests.get(sequence)
+            if request is not None:  # not cancelled meanwhile
+                request.emitted += 1
+                request.next_token = token
+                self._deliver(
+                    request, TokenEvent(token, self._finish_reason(request, token), entry)
+                )
+        self._flush_outbox()
+
+    def _finish_reason(self, request: _Running, token: int) -> FinishReason | None:
+        if token in request.request.params.end_tokens:
+            return "stop"
+        return "length" if request.emitted >= request.request.max_tokens else None
+
+    def _deliver(self, request: _Running, event: TokenEvent) -> None:
+        self._generated += 1
+        self._post(request, event)
+        if event.finish is not None:
+            self._forget(request)
+
+    def _take_arrived(self) -> bool:
+        """Handle the frames that are here already; True if there were any."""
+        if self._links is None:
+            return False
+        any_frame = False
+        while (frame := self._links.inbound.poll()) is not None:
+            any_frame = True
+            if isinstance(frame, Result):
+                self._absorb(frame)
+            elif isinstance(frame, Step) and frame.loop > 0:
+                if (result := self._worker.run(frame)) is not None:
+                    raise FrameError(f"step {frame.id} ended on the first of several ranks")
+            else:
+                raise FrameError(f"{frame!r} arrived where a Result was expected")
+        return any_frame
+
+    def _wait(self) -> None:
+        """Sleep until a frame or a command comes.
+
+        Raises LinkTimeout when steps are in flight and nothing comes back.
+        """
+        timeout = None
+        if self._scheduler.in_flight:
+            timeout = self._last_progress + self._timeout - time.monotonic()
+            if timeout <= 0:
+                raise LinkTimeout(
+                    f"{self._scheduler.in_flight} steps are in flight and none came back"
+                    f" for {self._timeout:g} s"
+                )
+        sources: list[socket.socket | object] = [self._awake]
+        if self._links is not None:
+            sources.append(self._links.inbound)
+        if self._awake in select.select(sources, [], [], timeout)[0]:
+            with contextlib.suppress(BlockingIOError):
+                self._awake.recv(4096)
+
+    # commands: run in the engine thread
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._lock:
+            if self._closed is None:
+                self._commands.append(command)
+                command = self._wake
+        command()
+        if self._closed is not None:
+            self._flush_outbox()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):  # full: it is awake already
+            self._wakeup.send(b"\0")
+
+    def _take_commands(self) -> None:
+        while self._commands:
+            self._commands.popleft()()
+        self._flush_outbox()
+
+    def _submit(
+        self,
+        request: GenerationRequest,
+        loop: asyncio.AbstractEventLoop,
+        queue: asyncio.Queue[Outcome],
+    ) -> _Running:
+        tokens = request.prompt + request.emitted
+        running = _Running(
+            self._next_sequence, request, loop, queue, len(request.emitted), tokens[-1], tokens
+        )
+        self._next_sequence += 1
+        if self._closed is not None:
+            self._post(running, self._closed)
+            return running
+        try:
+            self._scheduler.add(running.sequence, len(tokens), running.to_make)
+        except RequestRejected as error:
+            self._post(running, error)
+        else:
+            self._requests[running.sequence] = running
+        return running
+
+    def _cancel(self, submitted: list[_Running]) -> None:
+        for request in submitted:
+            if request.sequence in self._requests:
+                self._forget(request)
+
+    def _forget(self, request: _Running) -> None:
+        del self._requests[request.sequence]
+        self._scheduler.finish(request.sequence)
+
+    def _begin_stop(self) -> None:
+        self._stopping = True
+
+    # deliveries: one call into each event loop per step
+
+    def _post(self, request: _Running, outcome: Outcome) -> None:
+        self._outbox.setdefault(request.loop, []).append((request.queue, outcome))
+
+    def _flush_outbox(self) -> None:
+        outbox, self._outbox = self._outbox, {}
+        for loop, deliveries in outbox.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(_put_all, deliveries)
+
+
+def _put_all(deliveries: list[tuple[asyncio.Queue[Outcome], Outcome]]) -> None:
+    for queue, outcome in deliveries:
+        queue.put_nowait(outcome)

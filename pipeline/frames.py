@@ -1,0 +1,161 @@
+"""Frames: what one rank tells the next, over the TCP link.
+
+A frame says what comes next; hidden states follow it through mx.distributed.  Every rank applies the same frames in the
+same order, and that order is the only synchronisation.  On the wire a frame is a 4-byte big-endian length and
+a msgpack map whose "type" names the record.
+
+    rank r                                   rank r + 1
+    Step(k)   before computing               builds its graph on a lazy recv
+    compute
+    Ready(k)  the tensors are there          posts recv, computes
+    tensors ------------------------------>
+    ...                                      the last rank answers rank 0 with Result(k)
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from pipeline.errors import FrameError
+from pipeline.request import Count, SamplingParams, TokenId, TokenLogprobs
+from pipeline.split import TensorSpec
+
+PROTOCOL = 1
+MAX_FRAME_BYTES = 64 << 20
+"""A frame holds at most one prompt, 5 bytes a token: this is room for millions of tokens."""
+
+HEADER_BYTES = 4
+
+SequenceId = Annotated[int, msgspec.Meta(ge=0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
+
+
+class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="type"):
+    """First frame of a connection, from rank `rank` to the next one."""
+
+    protocol: int
+    epoch: str  # one launch of the ring; a process of an earlier launch is refused
+    rank: Count
+    size: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="type"):
+    """The answer to Hello."""
+
+    rank: Count
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """A sequence travels whole once; later frames name it by its id only."""
+
+    sequence: SequenceId
+    params: SamplingParams
+    prompt: tuple[TokenId, ...] = ()  # only where the sampler needs it (repetition penalty)
+    emitted: tuple[TokenId, ...] = ()  # tokens delivered before a resume
+
+
+class Prefill(msgspec.Struct, frozen=True, tag="prefill", tag_field="type"):
+    """Feed tokens of a prompt to the caches of one sequence; nothing is sampled."""
+
+    sequence: SequenceId
+    tokens: Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)]
+
+
+class Decode(msgspec.Struct, frozen=True, tag="decode", tag_field="type"):
+    """One token for each sequence of a micro-batch; the last stage samples the next ones.
+
+    `sequences` is the whole membership in batch order: those already in the group keep their order, newcomers
+    follow.
+    """
+
+    group: Count
+    sequences: Annotated[tuple[SequenceId, ...], msgspec.Meta(min_length=1)]
+    tokens: Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)]
+
+
+class Step(msgspec.Struct, frozen=True, tag="step", tag_field="type"):
+    """One unit of work for every stage: first the releases, then the admissions, then the forward pass."""
+
+    id: Count
+    released: tuple[SequenceId, ...] = ()
+    admitted: tuple[Admission, ...] = ()
+    work: Prefill | Decode | None = None
+    loop: Count = (
+        0  # which time the hidden state goes round, for models that loop over their layers
+    )
+    tensors: tuple[TensorSpec, ...] = ()  # what the sender will send after Ready
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="type"):
+    """The tensors of a step are computed and follow at once."""
+
+    step: Count
+    seconds: tuple[Seconds, ...] = ()  # compute time of each stage so far
+
+
+class Result(msgspec.Struct, frozen=True, tag="result", tag_field="type"):
+    """The last stage has finished a step.  `tokens` is in the order of Decode.sequences, empty for a prefill."""
+
+    step: Count
+    tokens: tuple[TokenId, ...] = ()
+    logprobs: tuple[TokenLogprobs | None, ...] = ()  # empty when no sequence asked
+    seconds: tuple[Seconds, ...] = ()
+
+
+class Goodbye(msgspec.Struct, frozen=True, tag="goodbye", tag_field="type"):
+    """Orderly end: each rank passes it on and leaves its loop."""
+
+
+Frame = Hello | Welcome | Step | Ready | Result | Goodbye
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
+
+
+def encode(frame: Frame) -> bytes:
+    """Bytes of a frame, length included.
+
+    Raises FrameError if it is longer than MAX_FRAME_BYTES.
+    """
+    body = _encoder.encode(frame)
+    if len(body) > MAX_FRAME_BYTES:
+        raise FrameError(f"a frame of {len(body)} bytes exceeds {MAX_FRAME_BYTES}")
+    return len(body).to_bytes(HEADER_BYTES, "big") + body
+
+
+def body_length(header: bytes) -> int:
+    """Length in bytes of the body that follows a 4-byte header.
+
+    Raises FrameError if no frame can be that long, which means that the peer does not speak this protocol.
+    """
+    length = int.from_bytes(header, "big")
+    if not 0 < length <= MAX_FRAME_BYTES:
+        raise FrameError(f"a frame announces {length} bytes; 1 to {MAX_FRAME_BYTES} are possible")
+    return length
+
+
+def decode(body: bytes | bytearray | memoryview) -> Frame:
+    """The frame in `body` (without its length).
+
+    Raises FrameError naming the field that is wrong.
+    """
+    try:
+        frame = _decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise FrameError(f"not a valid frame: {error}") from error
+    if isinstance(frame, Step):
+        _check_step(frame)
+    return frame
+
+
+def _check_step(step: Step) -> None:
+    work = step.work
+    if isinstance(work, Decode):
+        if len(work.sequences) != len(work.tokens):
+            raise FrameError(
+                f"step {step.id}: {len(work.tokens)} tokens for {len(work.sequences)} sequences"
+            )
+        if len(set(work.sequences)) != len(work.sequences):
+            raise FrameError(f"step {step.id}: a sequence is twice in {work.sequences}")

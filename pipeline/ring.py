@@ -1,0 +1,139 @@
+"""The tensor plane: mx.distributed between neighbouring ranks, and the meeting of all ranks at the start.
+
+Everything here runs in the engine thread: MLX streams belong to the thread that made them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from pipeline.errors import LinkClosed, PipelineError
+from pipeline.split import TensorSpec
+
+
+class Ring:
+    """This process's place among the ranks.
+
+    Sends and receives run on a CPU stream of their own, so that they overlap with computing.
+    """
+
+    def __init__(self) -> None:
+        """Join the ranks that mlx.launch started; alone if it started one or none.
+
+        Raises LinkClosed if they don't all come (MLX waits about 30 s).
+        """
+        self._group = _init()
+        self.rank = self._group.rank() if self._group else 0
+        self.size = self._group.size() if self._group else 1
+        self.stream = mx.new_stream(mx.cpu)
+        self._sending: list[mx.array] = []
+
+    def send(self, arrays: Sequence[mx.array], to: int) -> None:
+        """Start sending evaluated arrays to a neighbour; does not wait for the receiver.
+
+        An earlier send that has not ended is waited for, which bounds the memory held by sends.
+        """
+        self.flush()
+        self._sending = [
+            mx.distributed.send(a, to, group=self._group, stream=self.stream) for a in arrays
+        ]
+        mx.async_eval(self._sending)
+
+    def flush(self) -> None:
+        """Wait until what was sent has left.
+
+        Raises LinkClosed if the neighbour is gone.
+        """
+        if self._sending:
+            evaluate(self._sending)
+            self._sending = []
+
+    def receive(self, specs: Sequence[TensorSpec], source: int) -> list[mx.array]:
+        """Lazy arrays that arrive from a neighbour once evaluated.
+
+        Evaluate them only when the sender has announced that it sends: a posted receive spins a CPU core.
+        """
+        return [
+            mx.distributed.recv(
+                spec.shape, getattr(mx, spec.dtype), source, group=self._group, stream=self.stream
+            )
+            for spec in specs
+        ]
+
+    def exchange(self, card: dict[str, Any]) -> list[dict[str, Any]]:
+        """Give every rank the JSON-able `card` of every rank, in rank order.  All ranks must call it."""
+        if self._group is None:
+            return [card]
+        data = json.dumps(card).encode()
+        lengths = self._gather(mx.array([len(data)], mx.int32)).tolist()
+        padded = mx.array(list(data.ljust(max(lengths), b"\0")), mx.uint8)
+        rows = self._gather(padded).reshape(self.size, -1)
+        return [
+            json.loads(bytes(row[:length]))
+            for row, length in zip(rows.tolist(), lengths, strict=True)
+        ]
+
+    def _gather(self, array: mx.array) -> mx.array:
+        gathered = mx.distributed.all_gather(array, group=self._group, stream=self.stream)
+        evaluate(gathered)
+        return gathered
+
+
+def evaluate(*trees: Any) -> None:
+    """mx.eval, where a neighbour that went away is an error of this project.
+
+    Raises LinkClosed; other errors of MLX pass through.
+    """
+    try:
+        mx.eval(*trees)
+    except RuntimeError as error:
+        if _is_lost_peer(error):
+            raise LinkClosed(str(error)) from error
+        raise
+
+
+def _is_lost_peer(error: RuntimeError) -> bool:
+    text = str(error)
+    return any(mark in text for mark in ("[ring]", "[mpi]", "[jaccl]", "connection to a peer"))
+
+
+def launched_size() -> int | None:
+    """How many ranks mlx.launch says it started; None where it does not say (not started by it, or a single one)."""
+    path = os.environ.get("MLX_HOSTFILE")
+    if path is None:
+        count = os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("MLX_WORLD_SIZE")
+        return int(count) if count else None
+    with open(path, encoding="utf-8") as file:
+        text = file.read().strip()
+    return len(json.loads(text)) if text else 1
+
+
+def _init() -> mx.distributed.Group | None:
+    """The group of all ranks; None for a single one (mx.distributed.init fails on mlx.launch's empty hostfile)."""
+    if launched_size() in (None, 1) and not os.environ.get("MLX_IBV_DEVICES"):
+        return None
+    try:
+        group = mx.distributed.init(strict=True)
+    except RuntimeError as error:
+        raise LinkClosed(f"the ranks did not find each other: {error}") from error
+    return group if group.size() > 1 else None
+
+
+def ring_addresses(size: int) -> list[str] | None:
+    """The address of each rank as its neighbours reach it, from the ring's hostfile; None on other backends."""
+    path = os.environ.get("MLX_HOSTFILE")
+    if path is None:
+        return None
+    with open(path, encoding="utf-8") as file:
+        text = file.read().strip()
+    if not text:
+        return None
+    addresses = [entry[0].rsplit(":", 1)[0] for entry in json.loads(text)]
+    if len(addresses) != size:
+        raise PipelineError(f"MLX_HOSTFILE names {len(addresses)} ranks, {size} are running")
+    return addresses

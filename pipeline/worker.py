@@ -1,0 +1,218 @@
+"""One stage at work: applies steps to its part of the model and hands the result on.
+
+The same object serves every rank.  On rank 0 the engine calls `run` for each step that it chooses; on every other rank
+`serve` takes the steps from the frame link.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import msgspec
+
+from pipeline.errors import EngineFault, FrameError
+from pipeline.frames import Admission, Decode, Frame, Goodbye, Prefill, Ready, Result, Step
+from pipeline.link import Links
+from pipeline.ring import Ring, evaluate
+from pipeline.sampler import Sampler
+from pipeline.sequences import Caches, StageSequences, states
+from pipeline.split import Message, Stage, TensorSpec, flatten, unflatten
+
+SETTLE_STEPS = 16
+"""Decode steps between two evaluations of the whole cache state.  What the output does not depend on (offsets of layers
+that are elsewhere) is lazy and would grow a graph without end."""
+
+CLEAR_STEPS = 256
+"""Steps between two releases of MLX's free buffers, which joins and leaves leave behind in odd sizes."""
+
+
+@dataclass
+class WorkerStats:
+    """Counters for health and status; written by the engine thread, read by others."""
+
+    steps: int = 0
+    last_step: float | None = None  # time.monotonic()
+    compute_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    sequences: int = 0
+    cache_bytes: int = 0
+
+
+class Worker:
+    """Runs the steps of one stage.  All methods belong to the engine thread.
+
+    Closing the links, from any thread, ends `serve` with LinkClosed.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        loops: int,
+        ring: Ring,
+        links: Links | None,
+        sampler: Sampler | None,
+        step_timeout: float,
+    ) -> None:
+        """`sampler` is given on the last rank only; `step_timeout` in seconds bounds each wait for a neighbour."""
+        self._stage, self._loops = stage, loops
+        self._ring, self._links = ring, links
+        self._sampler = sampler
+        self._timeout = step_timeout
+        self._next = (ring.rank + 1) % ring.size
+        self._previous = (ring.rank - 1) % ring.size
+        self.sequences = StageSequences(stage.make_cache)
+        self.stats = WorkerStats()
+
+    # the loop of every rank but the first
+
+    def serve(self) -> None:
+        """Apply frames until Goodbye.
+
+        Raises TransportError when the ring breaks, EngineFault or MLX's RuntimeError when this stage fails.
+        """
+        links = self._require_links()
+        while True:
+            frame = links.inbound.receive(None)
+            if isinstance(frame, Goodbye):
+                self._ring.flush()
+                if self._next != 0:
+                    links.outbound.send(frame, self._timeout)
+                return
+            if not isinstance(frame, Step):
+                raise FrameError(f"{frame!r} arrived where a Step was expected")
+            result = self.run(frame)
+            if result is not None:
+                links.outbound.send(result, self._timeout)
+
+    def goodbye(self) -> None:
+        """Rank 0: let the other ranks leave their loops."""
+        if self._links is not None:
+            self._ring.flush()
+            self._links.outbound.send(Goodbye(), self._timeout)
+
+    # one step
+
+    def run(self, step: Step) -> Result | None:
+        """Apply a step to this stage.
+
+        Returns the result if this was the last stage; otherwise the step has gone on to the next rank.
+        """
+        if step.loop == 0:
+            self._change(step.released, step.admitted)
+        if step.work is None:
+            result = self._pass_on(step)
+        else:
+            result = self._forward(step, step.work)
+        self.stats.steps += 1
+        self.stats.last_step = time.monotonic()
+        self.stats.sequences = len(self.sequences)
+        if self.stats.steps % CLEAR_STEPS == 0:
+            mx.clear_cache()
+        return result
+
+    def _change(self, released: Sequence[int], admitted: Sequence[Admission]) -> None:
+        for sequence in released:
+            self.sequences.release(sequence)
+            if self._sampler is not None:
+                self._sampler.remove(sequence)
+        for admission in admitted:
+            self.sequences.admit(admission.sequence)
+            if self._sampler is not None:
+                self._sampler.add(
+                    admission.sequence, admission.params, admission.prompt, admission.emitted
+                )
+        if released:
+            self.stats.cache_bytes = self.sequences.nbytes
+
+    def _pass_on(self, step: Step) -> Result | None:
+        if self._sampler is not None:
+            return Result(step.id)
+        self._require_links().outbound.send(step, self._timeout)
+        return None
+
+    def _forward(self, step: Step, work: Prefill | Decode) -> Result | None:
+        if isinstance(work, Decode):
+            caches = self.sequences.batch(work.group, work.sequences)
+            tokens = mx.array(work.tokens, mx.int32)[:, None]
+        else:
+            caches = self.sequences.single(work.sequence)
+            tokens = mx.array(work.tokens, mx.int32)[None]
+        output = self._stage(self._input(step, tokens), caches, step.loop)
+        loop = step.loop
+        if self._ring.size == 1:
+            while isinstance(output, Message):
+                loop += 1
+                output = self._stage(output, caches, loop)
+        settle = isinstance(work, Prefill) or self.stats.steps % SETTLE_STEPS == 0
+        if isinstance(output, Message):
+            self._hand_on(step, output, caches if settle else None)
+            return None
+        return self._finish(step, work, output, caches if settle else None)
+
+    def _input(self, step: Step, tokens: mx.array) -> mx.array | Message:
+        if self._ring.rank == 0 and step.loop == 0:
+            return tokens
+        arrays = self._ring.receive(step.tensors, self._previous)
+        return unflatten(tokens, step.tensors, arrays)
+
+    def _hand_on(self, step: Step, output: Message, settle: Caches | None) -> None:
+        """Announce, compute, send.  The announcement goes first so that the next rank prepares meanwhile."""
+        outbound = self._require_links().outbound
+        specs, arrays = flatten(output)
+        outbound.send(self._announcement(step, specs), self._timeout)
+        seconds = self._await_input(step)
+        took = self._compute(arrays, settle)
+        outbound.send(Ready(step.id, (*seconds, took)), self._timeout)
+        self._ring.send(arrays, self._next)
+
+    def _announcement(self, step: Step, specs: tuple[TensorSpec, ...]) -> Step:
+        if self._next == 0:  # round again: rank 0 has applied the changes already
+            return Step(step.id, work=step.work, loop=step.loop + 1, tensors=specs)
+        return msgspec.structs.replace(step, tensors=specs)
+
+    def _finish(
+        self, step: Step, work: Prefill | Decode, logits: mx.array, settle: Caches | None
+    ) -> Result:
+        if self._sampler is None:
+            raise EngineFault("a stage that is not the last one made logits")
+        if isinstance(work, Prefill):
+            # Without evaluating the logits, neither head nor the last layer's feed-forward is computed.
+            seconds = self._await_input(step)
+            took = self._compute(None, settle)
+            return Result(step.id, seconds=(*seconds, took))
+        sampled = self._sampler(logits[:, -1], work.sequences)
+        seconds = self._await_input(step)
+        started = time.monotonic()
+        tokens, logprobs = sampled.resolve()
+        if settle is not None:
+            evaluate(states(settle))
+        took = time.monotonic() - started
+        self.stats.compute_seconds += took
+        asked = tuple(logprobs) if any(entry is not None for entry in logprobs) else ()
+        return Result(step.id, tuple(tokens), asked, (*seconds, took))
+
+    def _await_input(self, step: Step) -> tuple[float, ...]:
+        """Wait for the previous stage's Ready; compute seconds of the stages so far."""
+        if self._ring.rank == 0 and step.loop == 0:
+            return ()
+        started = time.monotonic()
+        frame: Frame = self._require_links().inbound.receive(self._timeout)
+        self.stats.wait_seconds += time.monotonic() - started
+        if not isinstance(frame, Ready) or frame.step != step.id:
+            raise FrameError(f"{frame!r} arrived where Ready of step {step.id} was expected")
+        return frame.seconds
+
+    def _compute(self, arrays: list[mx.array] | None, settle: Caches | None) -> float:
+        started = time.monotonic()
+        evaluate(arrays or [], states(settle) if settle is not None else [])
+        took = time.monotonic() - started
+        self.stats.compute_seconds += took
+        return took
+
+    def _require_links(self) -> Links:
+        if self._links is None:
+            raise EngineFault("a ring of one rank has no links")
+        return self._links
