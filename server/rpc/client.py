@@ -1,0 +1,192 @@
+"""A rank's side of the control plane.  Every call has a deadline, every failure a type."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, NoReturn
+
+import grpc
+
+from server.rpc import cluster_pb2 as pb
+from server.rpc import cluster_pb2_grpc, messages
+from server.rpc.channel import CLIENT_OPTIONS
+from server.rpc.config_store import ConfigChange, ConfigEntry
+from server.rpc.errors import (
+    CoordinatorError,
+    CoordinatorLost,
+    InvalidMessage,
+    NotRegistered,
+    Overloaded,
+    Refused,
+)
+from server.rpc.listen import join
+from server.rpc.records import ClusterSnapshot, Heartbeat, RankReport, Registration
+from server.rpc.registry import HealthPolicy
+
+FIRST_BACKOFF_S = 0.1
+MAX_BACKOFF_S = 2.0
+
+_ERRORS: dict[Any, type[CoordinatorError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidMessage,
+    grpc.StatusCode.FAILED_PRECONDITION: Refused,
+    grpc.StatusCode.NOT_FOUND: NotRegistered,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+}
+
+ConfigListener = Callable[[int, Mapping[str, str]], None]
+
+
+class CoordinatorClient:
+    """Talks to the coordinator at host:port; connects when first used.  Close it with `close`."""
+
+    def __init__(self, host: str, port: int, call_timeout_s: float = 5.0) -> None:
+        self.target = join(host, port)
+        self._timeout_s = call_timeout_s
+        self._channel = grpc.aio.insecure_channel(self.target, options=CLIENT_OPTIONS)
+        self._stub: Any = cluster_pb2_grpc.CoordinatorStub(self._channel)
+        self._wake = asyncio.Event()
+        self._config_revision = 0
+
+    async def register(self, registration: Registration, deadline_s: float) -> HealthPolicy:
+        """Register, trying again until `deadline_s` seconds have passed while nobody answers.
+
+        Returns how often to send heartbeats.  Raises Refused or InvalidMessage at once when the
+        coordinator does not want this rank, CoordinatorLost when the time is over.
+        """
+        loop = asyncio.get_running_loop()
+        message = messages.registration_to(registration)
+        end = loop.time() + deadline_s
+        backoff = Backoff()
+        while True:
+            remaining = end - loop.time()
+            try:
+                reply = await self._call(
+                    self._stub.Register, message, min(self._timeout_s, max(remaining, 0.001))
+                )
+                return HealthPolicy(reply.heartbeat_interval_s, reply.failure_threshold)
+            except CoordinatorLost as cause:
+                wait = backoff.next()
+                if loop.time() + wait >= end:
+                    raise CoordinatorLost(
+                        f"no coordinator at {self.target} within {deadline_s:g} s: {cause}"
+                    ) from cause
+                await asyncio.sleep(wait)
+
+    async def heartbeat(self, beat: Heartbeat) -> tuple[int, Mapping[str, str]]:
+        """Send one heartbeat; returns the configuration's revision and the changes to apply."""
+        return await self._heartbeat(beat, self._timeout_s)
+
+    async def run_heartbeats(
+        self,
+        registration: Registration,
+        policy: HealthPolicy,
+        report: Callable[[], RankReport],
+        on_config: ConfigListener,
+    ) -> NoReturn:
+        """Send a heartbeat every interval, and at once after `report_soon`, until cancelled.
+
+        `report` is called for each; `on_config(revision, changes)` when values have been changed,
+        `changes` being all changes since the start.  Raises CoordinatorLost after
+        `policy.patience_s` seconds without an answer, Refused when the coordinator does not know
+        this rank any more: the rank must exit on either.
+        """
+        loop = asyncio.get_running_loop()
+        answered = loop.time()
+        while True:
+            self._wake.clear()
+            beat = Heartbeat(
+                registration.epoch,
+                registration.rank,
+                registration.node,
+                report(),
+                self._config_revision,
+            )
+            try:
+                revision, changes = await self._heartbeat(beat, policy.interval_s)
+            except CoordinatorLost as cause:
+                silent = loop.time() - answered
+                if silent >= policy.patience_s:
+                    raise CoordinatorLost(
+                        f"the coordinator at {self.target} was silent for {silent:.0f} s: {cause}"
+                    ) from cause
+            else:
+                answered = loop.time()
+                if revision != self._config_revision:
+                    on_config(revision, changes)
+                    self._config_revision = revision
+            await self._pause(policy.interval_s)
+
+    def report_soon(self) -> None:
+        """Make `run_heartbeats` report at once, after a change of state that others wait for."""
+        self._wake.set()
+
+    async def status(self) -> ClusterSnapshot:
+        """The cluster as the coordinator sees it."""
+        reply = await self._call(self._stub.GetStatus, pb.GetStatusRequest(), self._timeout_s)
+        return messages.cluster_from(reply)
+
+    async def watch(self) -> AsyncIterator[ClusterSnapshot]:
+        """The state, then its changes, until the coordinator stops.
+
+        Raises CoordinatorLost, or Overloaded when too many watch.
+        """
+        stream = self._stub.WatchState(pb.WatchStateRequest())
+        try:
+            async for message in stream:
+                yield messages.cluster_from(message)
+        except grpc.aio.AioRpcError as cause:
+            raise _error(cause) from cause
+        finally:
+            stream.cancel()
+
+    async def get_config(self, prefix: str = "") -> list[ConfigEntry]:
+        """The values at or below `prefix`; all of them when it is empty."""
+        request = pb.GetConfigRequest(prefix=prefix)
+        reply = await self._call(self._stub.GetConfig, request, self._timeout_s)
+        return [ConfigEntry(e.key, e.value, e.origin, e.dynamic) for e in reply.entries]
+
+    async def set_config(self, changes: Mapping[str, str]) -> ConfigChange:
+        """Change dynamic values, all or none.  Raises InvalidMessage when `changes` is empty."""
+        request = pb.SetConfigRequest(changes=changes)
+        reply = await self._call(self._stub.SetConfig, request, self._timeout_s)
+        refused = {refusal.key: refusal.reason for refusal in reply.refused}
+        return ConfigChange(reply.revision, refused)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def _heartbeat(self, beat: Heartbeat, timeout_s: float) -> tuple[int, Mapping[str, str]]:
+        message = messages.heartbeat_to(beat)
+        reply = await self._call(self._stub.Heartbeat, message, min(timeout_s, self._timeout_s))
+        return reply.config_revision, dict(reply.config_changes)
+
+    async def _call(self, method: Any, message: Any, timeout_s: float) -> Any:
+        try:
+            return await method(message, timeout=timeout_s)
+        except grpc.aio.AioRpcError as cause:
+            raise _error(cause) from cause
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._wake.wait(), seconds)
+        except asyncio.TimeoutError:
+            return
+
+
+class Backoff:
+    """Waits that double up to a limit, shortened at random so that ranks don't retry in step."""
+
+    def __init__(self) -> None:
+        self._wait_s = FIRST_BACKOFF_S
+
+    def next(self) -> float:
+        """Seconds to wait before the next attempt: between half and all of the step."""
+        step, self._wait_s = self._wait_s, min(self._wait_s * 2, MAX_BACKOFF_S)
+        return step * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+
+
+def _error(cause: Any) -> CoordinatorError:
+    """What the coordinator raised, or CoordinatorLost for everything below the application."""
+    return _ERRORS.get(cause.code(), CoordinatorLost)(cause.details() or cause.code().name)

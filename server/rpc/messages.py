@@ -1,0 +1,236 @@
+"""Between the messages of cluster.proto and the records; all are validated on the way in."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from server.rpc import cluster_pb2 as pb
+from server.rpc.errors import InvalidMessage
+from server.rpc.records import (
+    LEADER,
+    ClusterSnapshot,
+    Counters,
+    Heartbeat,
+    Memory,
+    Ports,
+    RankReport,
+    RankSnapshot,
+    RankState,
+    Registration,
+    Versions,
+)
+
+MAX_TEXT = 1024  # characters of any text field
+# Protobuf's types are unknown to the type checker; this names them in signatures.
+Message = Any
+
+_PREFIX = "RANK_STATE_"
+
+
+def registration_to(record: Registration) -> Message:
+    ports, versions = record.ports, record.versions
+    return pb.RegisterRequest(
+        epoch=record.epoch,
+        rank=record.rank,
+        size=record.size,
+        node=record.node,
+        host=record.host,
+        pid=record.pid,
+        ports=pb.Ports(
+            inference=ports.inference, communication=ports.communication, health=ports.health
+        ),
+        layer_start=record.layer_start,
+        layer_end=record.layer_end,
+        num_layers=record.num_layers,
+        model=record.model,
+        fingerprint=record.fingerprint,
+        versions=pb.Versions(
+            python=versions.python,
+            mlx=versions.mlx,
+            mlx_lm=versions.mlx_lm,
+            project=versions.project,
+        ),
+    )
+
+
+def registration_from(message: Message) -> Registration:
+    """Raises InvalidMessage, naming the field."""
+    _require(message.size >= 1, "size", "must be at least 1")
+    _require(message.rank < message.size, "rank", f"{message.rank} is not below {message.size}")
+    _require(message.pid >= 1, "pid", "must be at least 1")
+    start, end, total = message.layer_start, message.layer_end, message.num_layers
+    _require(start < end, "layer_end", f"{end} is not above layer_start {start}")
+    _require(end <= total, "layer_end", f"{end} is above num_layers {total}")
+    return Registration(
+        epoch=message.epoch,
+        rank=message.rank,
+        size=message.size,
+        node=_text(message.node, "node"),
+        host=_text(message.host, "host"),
+        pid=message.pid,
+        ports=_ports(message.ports),
+        layer_start=start,
+        layer_end=end,
+        num_layers=total,
+        model=_text(message.model, "model"),
+        fingerprint=_text(message.fingerprint, "fingerprint"),
+        versions=_versions(message.versions),
+    )
+
+
+def heartbeat_to(record: Heartbeat) -> Message:
+    report = record.report
+    memory, counters = report.memory, report.counters
+    return pb.HeartbeatRequest(
+        epoch=record.epoch,
+        rank=record.rank,
+        node=record.node,
+        state=_PREFIX + report.state.name,
+        reason=report.reason[:MAX_TEXT],
+        load_progress=report.load_progress,
+        parameter_bytes=report.parameter_bytes,
+        memory=pb.Memory(
+            active_bytes=memory.active,
+            peak_bytes=memory.peak,
+            cache_bytes=memory.cache,
+            limit_bytes=memory.limit,
+        ),
+        sequences=report.sequences,
+        last_step_age_s=report.last_step_age_s,
+        counters=None if counters is None else _counters_to(counters),
+        config_revision=record.config_revision,
+    )
+
+
+def heartbeat_from(message: Message) -> Heartbeat:
+    """Raises InvalidMessage, naming the field."""
+    report = RankReport(
+        state=_reported_state(message.state),
+        reason=_text(message.reason, "reason", empty=True),
+        load_progress=_optional(message, "load_progress", high=1.0),
+        parameter_bytes=message.parameter_bytes,
+        memory=_memory(message.memory),
+        sequences=message.sequences,
+        last_step_age_s=_optional(message, "last_step_age_s"),
+        counters=_counters(message.counters) if message.HasField("counters") else None,
+    )
+    node = _text(message.node, "node")
+    return Heartbeat(message.epoch, message.rank, node, report, message.config_revision)
+
+
+def cluster_to(record: ClusterSnapshot) -> Message:
+    return pb.ClusterStatus(
+        epoch=record.epoch,
+        size=record.size,
+        leader=LEADER,
+        ready=record.ready,
+        reason=record.reason,
+        config_revision=record.config_revision,
+        ranks=[_rank_to(record.epoch, rank) for rank in record.ranks],
+    )
+
+
+def cluster_from(message: Message) -> ClusterSnapshot:
+    """Raises InvalidMessage, naming the field."""
+    ranks = tuple(_rank_from(rank) for rank in message.ranks)
+    return ClusterSnapshot(message.epoch, message.size, message.config_revision, ranks)
+
+
+def _rank_to(epoch: int, record: RankSnapshot) -> Message:
+    beat = None
+    if record.report is not None:
+        beat = heartbeat_to(
+            Heartbeat(epoch, record.rank, record.node, record.report, record.config_revision)
+        )
+    return pb.RankStatus(
+        registration=registration_to(record.registration),
+        heartbeat=beat,
+        state=_PREFIX + record.state.name,
+        reason=record.reason,
+        heartbeat_age_s=record.heartbeat_age_s,
+    )
+
+
+def _rank_from(message: Message) -> RankSnapshot:
+    beat = heartbeat_from(message.heartbeat) if message.HasField("heartbeat") else None
+    return RankSnapshot(
+        registration=registration_from(message.registration),
+        report=beat.report if beat else None,
+        config_revision=beat.config_revision if beat else 0,
+        state=_state(message.state),
+        reason=message.reason,
+        heartbeat_age_s=message.heartbeat_age_s,
+    )
+
+
+def _ports(message: Message) -> Ports:
+    for name in ("inference", "communication", "health"):
+        port = getattr(message, name)
+        _require(1 <= port <= 65535, f"ports.{name}", f"{port} is not between 1 and 65535")
+    return Ports(message.inference, message.communication, message.health)
+
+
+def _versions(message: Message) -> Versions:
+    return Versions(
+        python=_text(message.python, "versions.python"),
+        mlx=_text(message.mlx, "versions.mlx"),
+        mlx_lm=_text(message.mlx_lm, "versions.mlx_lm"),
+        project=_text(message.project, "versions.project"),
+    )
+
+
+def _memory(message: Message) -> Memory:
+    return Memory(
+        message.active_bytes, message.peak_bytes, message.cache_bytes, message.limit_bytes
+    )
+
+
+def _counters_to(record: Counters) -> Message:
+    return pb.Counters(
+        frames_sent=record.frames_sent,
+        frames_received=record.frames_received,
+        bytes_sent=record.bytes_sent,
+        bytes_received=record.bytes_received,
+    )
+
+
+def _counters(message: Message) -> Counters:
+    return Counters(
+        message.frames_sent, message.frames_received, message.bytes_sent, message.bytes_received
+    )
+
+
+def _state(number: int) -> RankState:
+    # An enum of proto3 is open: a later sender may know states that this one does not.
+    name = pb.RankState.Name(number) if number in pb.RankState.values() else ""
+    state = RankState.__members__.get(name.removeprefix(_PREFIX))
+    if state is None:
+        raise InvalidMessage(f"state: {number} is not a known state")
+    return state
+
+
+def _reported_state(number: int) -> RankState:
+    state = _state(number)
+    _require(state is not RankState.DEAD, "state", "only the coordinator declares a rank dead")
+    return state
+
+
+def _text(value: str, field: str, *, empty: bool = False) -> str:
+    _require(empty or bool(value.strip()), field, "must not be empty")
+    _require(len(value) <= MAX_TEXT, field, f"longer than {MAX_TEXT} characters")
+    return value
+
+
+def _optional(message: Message, field: str, high: float = math.inf) -> float | None:
+    if not message.HasField(field):
+        return None
+    value = float(getattr(message, field))
+    _require(math.isfinite(value) and value >= 0, field, f"{value:g} is not a number from 0 up")
+    _require(value <= high, field, f"{value:g} is above {high:g}")
+    return value
+
+
+def _require(condition: bool, field: str, problem: str) -> None:
+    if not condition:
+        raise InvalidMessage(f"{field}: {problem}")
