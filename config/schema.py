@@ -1,0 +1,295 @@
+"""The whole configuration as one immutable object.  Units and meaning stand in the descriptions."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import AfterValidator, Field, model_validator
+
+from config.errors import ConfigError, InvalidSetting
+from config.keys import Path, closest, format_key
+from config.models import LayerRange, ModelConfig, is_source, unlisted_model
+from config.nodes import NodeConfig, node_by_rule
+from config.section import DYNAMIC, Section
+from config.values import Auto, Count, Name, Port, Seconds, Share, Size, Text
+
+Named = TypeVar("Named", NodeConfig, ModelConfig)
+
+
+def _name_entries(entries: Mapping[str, Named]) -> Mapping[str, Named]:
+    """Tell every entry its key."""
+    for key, entry in entries.items():
+        if entry.name not in ("", key):
+            raise InvalidSetting((key, "name"), f"the name is the key of the entry, {key}")
+    return {key: entry.model_copy(update={"name": key}) for key, entry in entries.items()}
+
+
+class ClusterConfig(Section):
+    name: Text = Field(
+        default="mlx-distributed-cluster",
+        description="Name of the cluster, for people and for metrics.",
+    )
+    ranks: tuple[Name, ...] = Field(
+        default=(), description="Node names in rank order, first layers first; empty: by node_id."
+    )
+
+
+class CoordinatorConfig(Section):
+    host: Text = Field(
+        default="127.0.0.1",
+        description="Address the coordinator listens on; nodes on other machines need one they reach.",
+    )
+    port: Port = Field(
+        default=8400, description="gRPC port of the coordinator, on the node of rank 0."
+    )
+    election_strategy: Literal["health_based", "load_based", "round_robin", "manual"] = Field(
+        default="health_based", description="How the node of rank 0 is chosen."
+    )
+    health_check_interval: Seconds = Field(
+        default=5.0,
+        description="Seconds between two heartbeats of a node.",
+        json_schema_extra=DYNAMIC,
+    )
+    failure_threshold: Count = Field(
+        default=3,
+        description="Heartbeats in a row that may be missing before a node counts as dead.",
+        json_schema_extra=DYNAMIC,
+    )
+
+
+class ApiGatewayConfig(Section):
+    host: Text = Field(default="127.0.0.1", description="Address the OpenAI API listens on.")
+    port: Port = Field(default=8000, description="Port of the OpenAI API, on the node of rank 0.")
+    timeout: Seconds = Field(
+        default=300.0,
+        description="Seconds a request may wait for its first token (queue and prefill) before 503.",
+        json_schema_extra=DYNAMIC,
+    )
+    max_concurrent_requests: Count = Field(
+        default=100,
+        description="Requests running and waiting together; one more is refused with 503.",
+        json_schema_extra=DYNAMIC,
+    )
+    max_body_bytes: Size = Field(
+        default=Size(4 * 2**20), description="Largest request body in bytes; a larger one gets 413."
+    )
+
+
+class SchedulerConfig(Section):
+    prefill_chunk_tokens: Auto[Count] = Field(
+        default=None,
+        description="Prompt tokens of one prefill step; auto: chosen for the device.",
+        json_schema_extra=DYNAMIC,
+    )
+    max_batch_size: Count = Field(
+        default=32, description="Sequences decoded together in one step.", json_schema_extra=DYNAMIC
+    )
+    groups: Auto[Count] = Field(
+        default=None, description="Micro-batch groups in flight; auto: at most one per stage."
+    )
+    kv_memory_share: Share = Field(
+        default=0.8,
+        description="Share (0..1] that KV caches may take of the node's usable memory left by weights.",
+    )
+
+
+class NetworkConfig(Section):
+    connect_timeout: Seconds = Field(
+        default=30.0, description="Seconds until all ranks must have found each other at start-up."
+    )
+    step_timeout: Seconds = Field(
+        default=120.0,
+        description="Seconds one step may take on one stage before the ring counts as hung.",
+    )
+    keepalive_interval: Seconds = Field(
+        default=5.0, description="Seconds between two TCP keep-alive probes on an idle frame link."
+    )
+    keepalive_probes: Count = Field(
+        default=3,
+        description="Unanswered keep-alive probes in a row after which a frame link is closed.",
+    )
+    rpc_timeout: Seconds = Field(default=5.0, description="Deadline of one gRPC call in seconds.")
+    retry_initial: Seconds = Field(
+        default=0.2,
+        description="Seconds before the first retry of a failed call; doubles each time.",
+    )
+    retry_max: Seconds = Field(
+        default=5.0, description="Longest wait in seconds between two retries."
+    )
+
+    @model_validator(mode="after")
+    def _check_retries(self) -> NetworkConfig:
+        if self.retry_max < self.retry_initial:
+            reason = f"should not be less than retry_initial, {self.retry_initial}"
+            raise InvalidSetting(("retry_max",), reason)
+        return self
+
+
+class Config(Section):
+    cluster: ClusterConfig = Field(default=ClusterConfig(), description="The cluster as a whole.")
+    coordinator: CoordinatorConfig = Field(
+        default=CoordinatorConfig(), description="The coordinator."
+    )
+    api_gateway: ApiGatewayConfig = Field(default=ApiGatewayConfig(), description="The OpenAI API.")
+    scheduler: SchedulerConfig = Field(
+        default=SchedulerConfig(), description="Batching and memory."
+    )
+    network: NetworkConfig = Field(
+        default=NetworkConfig(), description="Links, deadlines and retries."
+    )
+    nodes: Annotated[Mapping[Name, NodeConfig], AfterValidator(_name_entries)] = Field(
+        default={}, description="The named nodes; ranks beyond them get names and ports by rule."
+    )
+    default_model: Text = Field(
+        default="demo",
+        description="Model to serve: a name of models.yaml, a folder, a hub id, or demo.",
+    )
+    models: Annotated[Mapping[Name, ModelConfig], AfterValidator(_name_entries)] = Field(
+        default={}, description="The models that can be served by name."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        _check_ranks(self)
+        _check_node_ids(self.nodes)
+        _check_ports(self)
+        _check_models(self)
+        return self
+
+    @property
+    def model(self) -> ModelConfig:
+        """The model to serve."""
+        listed = self.models.get(self.default_model)
+        return listed or unlisted_model(self.default_model, self.models)
+
+    def node_of_rank(self, rank: int, size: int) -> NodeConfig:
+        """The node that runs `rank` of `size`: cluster.ranks first, other named nodes, then by rule."""
+        if not 0 <= rank < size:
+            raise IndexError(f"rank {rank} of {size}")
+        return self.nodes_of(size)[rank]
+
+    def nodes_of(self, size: int) -> tuple[NodeConfig, ...]:
+        """The nodes of `size` ranks in rank order.  Raises ConfigError when no ports are left."""
+        return tuple(itertools.islice(self._in_rank_order(), size))
+
+    def _in_rank_order(self) -> Iterator[NodeConfig]:
+        first = [self.nodes[name] for name in self.cluster.ranks]
+        by_id = sorted(self.nodes.values(), key=lambda node: node.node_id)
+        named = first + [node for node in by_id if node.name not in self.cluster.ranks]
+        yield from named
+        taken = {self.api_gateway.port, self.coordinator.port}
+        taken.update(port for node in named for port in node.ports)
+        ids = {node.node_id for node in named}
+        for node_id in itertools.count(len(named)):
+            if node_id not in ids and f"node{node_id}" not in self.nodes:
+                node = node_by_rule(node_id, taken)
+                taken.update(node.ports)
+                yield node
+
+    def check_one_host(self, size: int) -> None:
+        """Raise ConfigError if two of `size` ranks would listen on one port when sharing a machine."""
+        users: dict[int, str] = {}
+        for node in self.nodes_of(size):
+            for port in node.ports:
+                if port in users:
+                    raise ConfigError(
+                        f"{format_key(('nodes', node.name, 'ports'))}: port {port} is also one of "
+                        f"{users[port]}, and both run on this machine."
+                    )
+                users[port] = node.name
+
+    def layer_ranges(self, size: int) -> tuple[LayerRange, ...] | None:
+        """Explicit ranges of the served model in rank order, or None when they are to be planned.
+
+        Raises ConfigError when they don't name exactly the nodes of `size` ranks, in rank order.
+        """
+        if self.model.sharding is None:
+            return None
+        key = format_key(("models", self.model.name, "sharding"))
+        shards = {_node_id(name, self.nodes): s.layers for name, s in self.model.sharding.items()}
+        nodes = self.nodes_of(size)
+        if set(shards) != {node.node_id for node in nodes}:
+            raise ConfigError(
+                f"{key} names {', '.join(self.model.sharding)}, but the ranks run on "
+                f"{', '.join(node.name for node in nodes)}; name all of them, or set it to auto."
+            )
+        ranges = tuple(shards[node.node_id] for node in nodes)
+        if list(ranges) != sorted(ranges):
+            raise ConfigError(
+                f"{key} is not in the order of the ranks, {', '.join(node.name for node in nodes)}: "
+                "layers must rise with the rank."
+            )
+        return ranges
+
+
+def _check_ranks(config: Config) -> None:
+    seen: set[str] = set()
+    for name in config.cluster.ranks:
+        if name not in config.nodes:
+            raise InvalidSetting(("cluster", "ranks"), f"{name} is {_unknown(name, config.nodes)}")
+        if name in seen:
+            raise InvalidSetting(("cluster", "ranks"), f"{name} is named twice")
+        seen.add(name)
+
+
+def _check_node_ids(nodes: Mapping[str, NodeConfig]) -> None:
+    users: dict[int, str] = {}
+    for node in nodes.values():
+        other = users.setdefault(node.node_id, node.name)
+        if other != node.name:
+            raise InvalidSetting(
+                ("nodes", node.name, "node_id"), f"{other} has this node_id already"
+            )
+
+
+def _check_ports(config: Config) -> None:
+    """Gateway and coordinator move with rank 0, so they must not meet a port of any node."""
+    gateway: Path = ("api_gateway", "port")
+    coordinator: Path = ("coordinator", "port")
+    if config.coordinator.port == config.api_gateway.port:
+        raise InvalidSetting(coordinator, f"{format_key(gateway)} has this port already")
+    shared = {config.api_gateway.port: gateway, config.coordinator.port: coordinator}
+    users: dict[tuple[str, int], Path] = {}
+    for node in config.nodes.values():
+        path = ("nodes", node.name, "ports")
+        for port in node.ports:
+            other = shared.get(port) or users.get((node.address, port))
+            if other is not None:
+                raise InvalidSetting(path, f"{format_key(other)} has port {port} already")
+            users[node.address, port] = path
+
+
+def _check_models(config: Config) -> None:
+    name = config.default_model
+    if name not in config.models and not is_source(name):
+        reason = _unknown(name, config.models, "model") + f"; for a folder write ./{name}"
+        raise InvalidSetting(("default_model",), f"{name} is {reason}")
+    for model in config.models.values():
+        _check_shard_nodes(model, config.nodes)
+
+
+def _check_shard_nodes(model: ModelConfig, nodes: Mapping[str, NodeConfig]) -> None:
+    users: dict[int, str] = {}
+    for key in model.sharding or {}:
+        path = ("models", model.name, "sharding", key)
+        node_id = _node_id(key, nodes)
+        if node_id is None:
+            raise InvalidSetting(path, f"{key} is {_unknown(key, nodes)}, nor node_<node_id>")
+        other = users.setdefault(node_id, key)
+        if other != key:
+            raise InvalidSetting(path, f"{key} is the same node as {other}")
+
+
+def _node_id(key: str, nodes: Mapping[str, NodeConfig]) -> int | None:
+    """What a key of `sharding` stands for: a node's name, or node_<node_id>."""
+    if key in nodes:
+        return nodes[key].node_id
+    prefix, _, number = key.partition("node_")
+    return int(number) if not prefix and number.isdecimal() else None
+
+
+def _unknown(name: str, known: Mapping[str, object], kind: str = "node") -> str:
+    meant = closest(name, known)
+    return f"not a {kind} of {kind}s.yaml" + (f" (did you mean {meant}?)" if meant else "")
