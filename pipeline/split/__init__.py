@@ -1,0 +1,20 @@
+"""Split any model of mlx-lm into stages that hold only their own parameters."""
+
+from __future__ import annotations
+
+from pipeline.split.blueprint import Blueprint, LayerCall, Placement
+from pipeline.split.message import Message, TensorSpec, flatten, unflatten
+from pipeline.split.probe import probe
+from pipeline.split.stage import Stage
+
+__all__ = [
+    "Blueprint",
+    "LayerCall",
+    "Message",
+    "Placement",
+    "Stage",
+    "TensorSpec",
+    "flatten",
+    "probe",
+    "unflatten",
+]

@@ -1,0 +1,57 @@
+"""Whether mlx-lm can batch an architecture's caches: tried out, as there is no list to look it up in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
+
+# What upstream's caches and models raise where they are not made for batches: a missing method, a shape that can't be
+# broadcast (ValueError), an array in place of an int (TypeError, ValueError), nothing to merge (StopIteration).
+_REFUSALS = (
+    AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, StopIteration, TypeError, ValueError,
+)  # fmt: skip
+
+
+def can_batch(model: nn.Module) -> bool:
+    """Whether sequences of `model` can join, leave and be taken out of a batch.
+
+    Goes through all of it lazily: the model is not evaluated, only the small offsets that mlx-lm itself reads.
+    """
+    try:
+        _join_and_leave(model)
+    except _REFUSALS:
+        return False
+    return True
+
+
+def _join_and_leave(model: nn.Module) -> None:
+    resumed = make_prompt_cache(model)
+    _step(model, resumed, batch=1, length=2)
+    batch = _merge([resumed, make_prompt_cache(model)])
+    for cache in batch:  # the second prompt is one token shorter
+        cache.prepare(lengths=[3, 2], right_padding=[0, 1])
+    _step(model, batch, batch=2, length=3)
+    for cache in batch:
+        cache.finalize()
+    _step(model, batch, batch=2, length=1)
+    joining = _merge([make_prompt_cache(model)])
+    _step(model, joining, batch=1, length=2)
+    for cache, other in zip(batch, joining, strict=True):
+        cache.extend(other)
+    _step(model, batch, batch=3, length=1)
+    leaving = [cache.extract(1) for cache in batch]
+    for cache in batch:
+        cache.filter([0, 2])
+    _step(model, batch, batch=2, length=1)
+    _step(model, _merge([leaving]), batch=1, length=2)
+
+
+def _merge(singles: list[list[Any]]) -> list[Any]:
+    return [parts[0].merge(list(parts)) for parts in zip(*singles, strict=True)]
+
+
+def _step(model: nn.Module, caches: list[Any], batch: int, length: int) -> None:
+    model(mx.zeros((batch, length), mx.int32), cache=caches)
