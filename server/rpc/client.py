@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
@@ -22,8 +23,7 @@ from server.rpc.errors import (
     Refused,
 )
 from server.rpc.listen import join
-from server.rpc.records import ClusterSnapshot, Heartbeat, RankReport, Registration
-from server.rpc.registry import HealthPolicy
+from server.rpc.records import ClusterSnapshot, HealthPolicy, Heartbeat, RankReport, Registration
 
 FIRST_BACKOFF_S = 0.1
 MAX_BACKOFF_S = 2.0
@@ -38,6 +38,15 @@ _ERRORS: dict[Any, type[CoordinatorError]] = {
 ConfigListener = Callable[[int, Mapping[str, str]], None]
 
 
+@dataclass(frozen=True)
+class HeartbeatReply:
+    """What the coordinator tells a rank with every answer."""
+
+    config_revision: int
+    config_changes: Mapping[str, str]  # to apply; empty when the rank is up to date
+    policy: HealthPolicy
+
+
 class CoordinatorClient:
     """Talks to the coordinator at host:port; connects when first used.  Close it with `close`."""
 
@@ -47,7 +56,6 @@ class CoordinatorClient:
         self._channel = grpc.aio.insecure_channel(self.target, options=CLIENT_OPTIONS)
         self._stub: Any = cluster_pb2_grpc.CoordinatorStub(self._channel)
         self._wake = asyncio.Event()
-        self._config_revision = 0
 
     async def register(self, registration: Registration, deadline_s: float) -> HealthPolicy:
         """Register, trying again until `deadline_s` seconds have passed while nobody answers.
@@ -65,7 +73,7 @@ class CoordinatorClient:
                 reply = await self._call(
                     self._stub.Register, message, min(self._timeout_s, max(remaining, 0.001))
                 )
-                return HealthPolicy(reply.heartbeat_interval_s, reply.failure_threshold)
+                return messages.policy_from(reply.policy)
             except CoordinatorLost as cause:
                 wait = backoff.next()
                 if loop.time() + wait >= end:
@@ -74,9 +82,11 @@ class CoordinatorClient:
                     ) from cause
                 await asyncio.sleep(wait)
 
-    async def heartbeat(self, beat: Heartbeat) -> tuple[int, Mapping[str, str]]:
-        """Send one heartbeat; returns the configuration's revision and the changes to apply."""
-        return await self._heartbeat(beat, self._timeout_s)
+    async def heartbeat(self, beat: Heartbeat) -> HeartbeatReply:
+        """Send one heartbeat."""
+        reply = await self._call(self._stub.Heartbeat, messages.heartbeat_to(beat), self._timeout_s)
+        changes = dict(reply.config_changes)
+        return HeartbeatReply(reply.config_revision, changes, messages.policy_from(reply.policy))
 
     async def run_heartbeats(
         self,
@@ -88,23 +98,17 @@ class CoordinatorClient:
         """Send a heartbeat every interval, and at once after `report_soon`, until cancelled.
 
         `report` is called for each; `on_config(revision, changes)` when values have been changed,
-        `changes` being all changes since the start.  Raises CoordinatorLost after
-        `policy.patience_s` seconds without an answer, Refused when the coordinator does not know
-        this rank any more: the rank must exit on either.
+        `changes` being all changes since the start.  Raises CoordinatorLost after `policy.patience_s`
+        seconds without an answer, Refused when the coordinator does not know this rank any more: the
+        rank must exit on either.
         """
         loop = asyncio.get_running_loop()
         answered = loop.time()
+        revision = 0
         while True:
             self._wake.clear()
-            beat = Heartbeat(
-                registration.epoch,
-                registration.rank,
-                registration.node,
-                report(),
-                self._config_revision,
-            )
             try:
-                revision, changes = await self._heartbeat(beat, policy.interval_s)
+                reply = await self.heartbeat(_beat(registration, report(), revision))
             except CoordinatorLost as cause:
                 silent = loop.time() - answered
                 if silent >= policy.patience_s:
@@ -112,10 +116,10 @@ class CoordinatorClient:
                         f"the coordinator at {self.target} was silent for {silent:.0f} s: {cause}"
                     ) from cause
             else:
-                answered = loop.time()
-                if revision != self._config_revision:
-                    on_config(revision, changes)
-                    self._config_revision = revision
+                answered, policy = loop.time(), reply.policy
+                if reply.config_revision != revision:
+                    on_config(reply.config_revision, reply.config_changes)
+                    revision = reply.config_revision
             await self._pause(policy.interval_s)
 
     def report_soon(self) -> None:
@@ -157,11 +161,6 @@ class CoordinatorClient:
     async def close(self) -> None:
         await self._channel.close()
 
-    async def _heartbeat(self, beat: Heartbeat, timeout_s: float) -> tuple[int, Mapping[str, str]]:
-        message = messages.heartbeat_to(beat)
-        reply = await self._call(self._stub.Heartbeat, message, min(timeout_s, self._timeout_s))
-        return reply.config_revision, dict(reply.config_changes)
-
     async def _call(self, method: Any, message: Any, timeout_s: float) -> Any:
         try:
             return await method(message, timeout=timeout_s)
@@ -185,6 +184,12 @@ class Backoff:
         """Seconds to wait before the next attempt: between half and all of the step."""
         step, self._wait_s = self._wait_s, min(self._wait_s * 2, MAX_BACKOFF_S)
         return step * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+
+
+def _beat(registration: Registration, report: RankReport, config_revision: int) -> Heartbeat:
+    return Heartbeat(
+        registration.epoch, registration.rank, registration.node, report, config_revision
+    )
 
 
 def _error(cause: Any) -> CoordinatorError:

@@ -102,10 +102,7 @@ class Coordinator:
     def register(self, message: Any) -> Any:
         self._registry.register(messages.registration_from(message), self._clock())
         self._announce()
-        policy = self._registry.policy
-        return pb.RegisterReply(
-            heartbeat_interval_s=policy.interval_s, failure_threshold=policy.failure_threshold
-        )
+        return pb.RegisterReply(policy=messages.policy_to(self._registry.policy))
 
     def heartbeat(self, message: Any) -> Any:
         beat = messages.heartbeat_from(message)
@@ -114,6 +111,7 @@ class Coordinator:
         return pb.HeartbeatReply(
             config_revision=self._config.revision,
             config_changes=self._config.changes_after(beat.config_revision),
+            policy=messages.policy_to(self._registry.policy),
         )
 
     def get_config(self, message: Any) -> Any:

@@ -11,6 +11,7 @@ from server.rpc.records import (
     LEADER,
     ClusterSnapshot,
     Counters,
+    HealthPolicy,
     Heartbeat,
     Memory,
     Ports,
@@ -135,6 +136,21 @@ def cluster_from(message: Message) -> ClusterSnapshot:
     """Raises InvalidMessage, naming the field."""
     ranks = tuple(_rank_from(rank) for rank in message.ranks)
     return ClusterSnapshot(message.epoch, message.size, message.config_revision, ranks)
+
+
+def policy_to(record: HealthPolicy) -> Message:
+    return pb.HealthPolicy(
+        heartbeat_interval_s=record.interval_s, failure_threshold=record.failure_threshold
+    )
+
+
+def policy_from(message: Message) -> HealthPolicy:
+    """Raises InvalidMessage, naming the field."""
+    interval, threshold = message.heartbeat_interval_s, message.failure_threshold
+    usable = math.isfinite(interval) and interval > 0
+    _require(usable, "policy.heartbeat_interval_s", f"{interval:g} is not above 0")
+    _require(threshold >= 1, "policy.failure_threshold", "must be at least 1")
+    return HealthPolicy(interval, threshold)
 
 
 def _rank_to(epoch: int, record: RankSnapshot) -> Message:

@@ -112,6 +112,19 @@ class Heartbeat:
 
 
 @dataclass(frozen=True)
+class HealthPolicy:
+    """When silence counts as death."""
+
+    interval_s: float = 5.0  # between two heartbeats of a rank
+    failure_threshold: int = 3  # intervals without a heartbeat
+
+    @property
+    def patience_s(self) -> float:
+        """Longest silence of a living rank."""
+        return self.interval_s * self.failure_threshold
+
+
+@dataclass(frozen=True)
 class RankSnapshot:
     """One registered rank, as the coordinator sees it at one moment."""
 

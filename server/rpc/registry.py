@@ -11,6 +11,7 @@ from server.rpc.errors import NotRegistered, Refused
 from server.rpc.records import (
     LEADER,
     ClusterSnapshot,
+    HealthPolicy,
     Heartbeat,
     RankReport,
     RankSnapshot,
@@ -21,28 +22,20 @@ from server.rpc.records import (
 
 
 @dataclass(frozen=True)
-class HealthPolicy:
-    """When silence counts as death."""
-
-    interval_s: float = 5.0  # between two heartbeats of a rank
-    failure_threshold: int = 3  # intervals without a heartbeat
-
-    @property
-    def patience_s(self) -> float:
-        """Longest silence of a living rank."""
-        return self.interval_s * self.failure_threshold
-
-
-@dataclass(frozen=True)
 class _Member:
     registration: Registration
+    policy: HealthPolicy  # as told to the rank in the last reply
     heard_at: float
     report: RankReport | None = None
     config_revision: int = 0
 
 
 class ClusterRegistry:
-    """The members of one launch of the ring."""
+    """The members of one launch of the ring.
+
+    `policy` may be replaced at any time; each rank is judged by the one it was told last, so that a shorter
+    interval kills nobody who has not heard of it.
+    """
 
     def __init__(self, epoch: int, size: int, policy: HealthPolicy) -> None:
         self.epoch = epoch
@@ -73,7 +66,7 @@ class ClusterRegistry:
             if other.node == registration.node:
                 raise Refused(f"{_name(registration)} has the name of rank {other.rank}")
         self._check_layers(registration)
-        self._members[registration.rank] = _Member(registration, heard_at=now)
+        self._members[registration.rank] = _Member(registration, self.policy, heard_at=now)
 
     def heartbeat(self, beat: Heartbeat, now: float) -> None:
         """Note a sign of life; also of a rank that was silent for too long.
@@ -89,7 +82,7 @@ class ClusterRegistry:
                 f"rank {beat.rank} is {member.registration.node}, the heartbeat says {beat.node}"
             )
         self._members[beat.rank] = _Member(
-            member.registration, now, beat.report, beat.config_revision
+            member.registration, self.policy, now, beat.report, beat.config_revision
         )
 
     def snapshot(self, now: float, config_revision: int = 0) -> ClusterSnapshot:
@@ -104,9 +97,9 @@ class ClusterRegistry:
         if report is not None:
             state, reason = report.state, report.reason
         # A rank that said it failed stays failed: its own reason says more than silence.
-        if age > self.policy.patience_s and state is not RankState.FAILED:
+        if age > member.policy.patience_s and state is not RankState.FAILED:
             state = RankState.DEAD
-            reason = f"no heartbeat for more than {self.policy.patience_s:g} s"
+            reason = f"no heartbeat for more than {member.policy.patience_s:g} s"
         return RankSnapshot(member.registration, report, member.config_revision, state, reason, age)
 
     def _check_launch(self, epoch: int, rank: int, node: str) -> None:

@@ -1,0 +1,188 @@
+"""/health, /ready and /v1/cluster of rank 0: the cluster as the coordinator sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from server.node.responses import RETRY_AFTER_S
+from server.rpc.records import LEADER, ClusterSnapshot, RankReport, RankSnapshot, RankState
+
+Body = dict[str, object]
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """The engine at one moment."""
+
+    running: int = 0
+    waiting: int = 0
+    last_step_age_s: float | None = None  # None before the first step
+    busy_s: float = 0.0  # since there last was no request at all; 0 when idle
+
+    @property
+    def stalled_s(self) -> float:
+        """Seconds with work but without a step.  An idle engine's old last step does not count."""
+        if self.running + self.waiting == 0:
+            return 0.0
+        return (
+            self.busy_s if self.last_step_age_s is None else min(self.busy_s, self.last_step_age_s)
+        )
+
+
+@dataclass(frozen=True)
+class ClusterView:
+    """What the routes need to know, read anew for every request."""
+
+    name: str
+    model: str
+    version: str
+    hang_after_s: float  # a step that takes longer counts as hung
+    snapshot: Callable[[], ClusterSnapshot]
+    engine_stats: Callable[[], EngineStats]
+    uptime_s: Callable[[], float]
+
+
+def cluster_routes(view: ClusterView) -> list[Route]:
+    """The routes for rank 0's application; all of them cheap and without side effects."""
+
+    async def health(request: Request) -> JSONResponse:
+        snapshot, stats = view.snapshot(), view.engine_stats()
+        fault = fault_of(snapshot, stats, view.hang_after_s)
+        status = "failing" if fault else "ok" if snapshot.ready else "starting"
+        body = _summary(view, snapshot, stats, status, fault or snapshot.reason)
+        return JSONResponse(body, 503 if fault else 200)
+
+    async def ready(request: Request) -> JSONResponse:
+        snapshot, stats = view.snapshot(), view.engine_stats()
+        reason = fault_of(snapshot, stats, view.hang_after_s) or snapshot.reason
+        body = _summary(view, snapshot, stats, "not_ready" if reason else "ready", reason)
+        if reason:
+            return JSONResponse(body, 503, {"retry-after": str(RETRY_AFTER_S)})
+        return JSONResponse(body)
+
+    async def cluster(request: Request) -> JSONResponse:
+        return JSONResponse(_cluster(view, view.snapshot()))
+
+    return [
+        Route("/health", health, methods=["GET"]),
+        Route("/ready", ready, methods=["GET"]),
+        Route("/v1/cluster", cluster, methods=["GET"]),
+    ]
+
+
+def fault_of(snapshot: ClusterSnapshot, stats: EngineStats, hang_after_s: float) -> str:
+    """Why the cluster can't work any more, in one sentence; empty while it starts or works."""
+    if snapshot.broken:
+        return snapshot.reason
+    if stats.stalled_s > hang_after_s:
+        return (
+            f"no step for {stats.stalled_s:.0f} s with {stats.running} requests running "
+            f"and {stats.waiting} waiting"
+        )
+    return ""
+
+
+def _summary(
+    view: ClusterView, snapshot: ClusterSnapshot, stats: EngineStats, status: str, reason: str
+) -> Body:
+    return {
+        "status": status,
+        "reason": reason,
+        "model": view.model,
+        "version": view.version,
+        "uptime_s": view.uptime_s(),
+        "running": stats.running,
+        "waiting": stats.waiting,
+        "last_step_age_s": stats.last_step_age_s,
+        "ranks": [_rank_summary(rank) for rank in snapshot.ranks],
+    }
+
+
+def _rank_summary(rank: RankSnapshot) -> Body:
+    return {
+        "rank": rank.rank,
+        "node": rank.node,
+        "layers": list(rank.registration.layers),
+        "state": rank.state.value,
+        "heartbeat_age_s": rank.heartbeat_age_s,
+        "memory_bytes": rank.report.memory.active if rank.report else None,
+    }
+
+
+def _cluster(view: ClusterView, snapshot: ClusterSnapshot) -> Body:
+    leader = next((rank.node for rank in snapshot.ranks if rank.rank == LEADER), None)
+    return {
+        "object": "cluster",
+        "name": view.name,
+        "model": view.model,
+        "version": view.version,
+        "epoch": snapshot.epoch,
+        "size": snapshot.size,
+        "ready": snapshot.ready,
+        "reason": snapshot.reason,
+        "leader": {"rank": LEADER, "node": leader},
+        "config_revision": snapshot.config_revision,
+        "missing_ranks": list(snapshot.missing),
+        "ranks": [_rank_detail(rank) for rank in snapshot.ranks],
+    }
+
+
+def _rank_detail(rank: RankSnapshot) -> Body:
+    registration = rank.registration
+    ports, versions = registration.ports, registration.versions
+    first, last = registration.layers
+    return {
+        "rank": registration.rank,
+        "node": registration.node,
+        "host": registration.host,
+        "pid": registration.pid,
+        "ports": {
+            "inference": ports.inference,
+            "communication": ports.communication,
+            "health": ports.health,
+        },
+        "layers": {"range": [first, last], "count": last - first + 1},
+        "fingerprint": registration.fingerprint,
+        "versions": {
+            "python": versions.python,
+            "mlx": versions.mlx,
+            "mlx_lm": versions.mlx_lm,
+            "project": versions.project,
+        },
+        "state": rank.state.value,
+        "reason": rank.reason,
+        "heartbeat_age_s": rank.heartbeat_age_s,
+        "config_revision": rank.config_revision,
+        **_reported(rank.report),
+    }
+
+
+def _reported(report: RankReport | None) -> Body:
+    """What only the rank itself knows; null until its first heartbeat, and while it loads."""
+    if report is None:
+        report = RankReport(RankState.STARTING)
+    memory, counters = report.memory, report.counters
+    return {
+        "load_progress": report.load_progress,
+        "parameter_bytes": report.parameter_bytes or None,
+        "memory": {
+            "active_bytes": memory.active,
+            "peak_bytes": memory.peak,
+            "cache_bytes": memory.cache,
+            "limit_bytes": memory.limit or None,
+        },
+        "sequences": report.sequences,
+        "last_step_age_s": report.last_step_age_s,
+        "counters": counters
+        and {
+            "frames_sent": counters.frames_sent,
+            "frames_received": counters.frames_received,
+            "bytes_sent": counters.bytes_sent,
+            "bytes_received": counters.bytes_received,
+        },
+    }

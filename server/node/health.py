@@ -1,0 +1,69 @@
+"""The health port of a node: how this rank is, answered by the rank itself, whatever the others do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from server.node.responses import EXCEPTION_HANDLERS, RETRY_AFTER_S
+from server.rpc.records import RankReport, RankState
+
+
+@dataclass(frozen=True)
+class NodeView:
+    """What the health port needs to know; `report` is called for every request."""
+
+    rank: int
+    node: str
+    model: str
+    version: str
+    layers: Callable[[], tuple[int, int] | None]  # inclusive; None until planned
+    report: Callable[[], RankReport]
+    uptime_s: Callable[[], float]
+
+
+def health_app(view: NodeView) -> Starlette:
+    """GET /health: 503 when this rank has failed.  GET /ready: 503 unless it is ready."""
+
+    async def health(request: Request) -> JSONResponse:
+        report = view.report()
+        return _respond(view, report, healthy=report.state is not RankState.FAILED)
+
+    async def ready(request: Request) -> JSONResponse:
+        report = view.report()
+        return _respond(view, report, healthy=report.state is RankState.READY)
+
+    return Starlette(
+        routes=[
+            Route("/health", health, methods=["GET"]),
+            Route("/ready", ready, methods=["GET"]),
+        ],
+        exception_handlers=EXCEPTION_HANDLERS,
+    )
+
+
+def _respond(view: NodeView, report: RankReport, *, healthy: bool) -> JSONResponse:
+    layers = view.layers()
+    body = {
+        "status": report.state.value,
+        "reason": report.reason,
+        "model": view.model,
+        "version": view.version,
+        "uptime_s": view.uptime_s(),
+        "rank": view.rank,
+        "node": view.node,
+        "layers": None if layers is None else list(layers),
+        "state": report.state.value,
+        "load_progress": report.load_progress,
+        "memory_bytes": report.memory.active,
+        "sequences": report.sequences,
+        "last_step_age_s": report.last_step_age_s,
+    }
+    if healthy:
+        return JSONResponse(body)
+    return JSONResponse(body, 503, {"retry-after": str(RETRY_AFTER_S)})

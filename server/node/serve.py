@@ -1,0 +1,144 @@
+"""Several HTTP servers in one asyncio loop, started and stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from server.rpc.listen import bind
+
+# Above httpx's and most load balancers' idle time, so that it is the client who closes an idle
+# connection and no request meets one that is just being closed.
+KEEP_ALIVE_S = 75
+# After the streams are cancelled: handlers that clean up, and lifespans.
+CLEANUP_S = 5.0
+
+
+class StartupFailed(Exception):
+    """An application could not start."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """An application and where it answers; port 0 takes a free one."""
+
+    name: str
+    app: ASGIApp
+    host: str
+    port: int
+
+
+class HttpServers:
+    """Running servers; made by `start_servers`."""
+
+    def __init__(self, servers: Sequence[_Server], addresses: dict[str, tuple[str, int]]) -> None:
+        self.addresses = addresses  # host and port, by the listener's name
+        self._servers = servers
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def _start(self) -> None:
+        for server in self._servers:
+            task = asyncio.create_task(server.run_until_stopped())
+            self._tasks.add(task)
+            started = asyncio.create_task(server.has_started.wait())
+            await asyncio.wait({task, started}, return_when=asyncio.FIRST_COMPLETED)
+            started.cancel()
+            if task.done():
+                await self.stop(0)
+                task.result()
+
+    async def wait(self) -> None:
+        """Return when the servers have been stopped; raise what broke one of them."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+        for task in done:
+            task.result()
+
+    async def stop(self, grace_s: int) -> None:
+        """Take no more connections, let open responses end for `grace_s` seconds, then cancel them.
+
+        Returns after at most about `grace_s` + CLEANUP_S seconds.
+        """
+        for server in self._servers:
+            server.stop(grace_s)
+        if not self._tasks:
+            return
+        _, stuck = await asyncio.wait(self._tasks, timeout=grace_s + CLEANUP_S)
+        for task in stuck:
+            task.cancel()
+        if stuck:
+            await asyncio.wait(stuck, timeout=CLEANUP_S)
+
+
+async def start_servers(listeners: Sequence[Listener]) -> HttpServers:
+    """Bind every port, then start every application; an application on several ports starts once.
+
+    Raises PortInUse or BindError before anything has started, StartupFailed when an application
+    does not come up; nothing is left running or bound then.
+    """
+    sockets: dict[str, socket.socket] = {}
+    with contextlib.ExitStack() as on_failure:
+        for listener in listeners:
+            bound = bind(listener.host, listener.port)
+            on_failure.callback(bound.close)
+            sockets[listener.name] = bound
+        addresses = {name: bound.getsockname()[:2] for name, bound in sockets.items()}
+        servers = HttpServers(_group(listeners, sockets), addresses)
+        await servers._start()
+        on_failure.pop_all()
+    return servers
+
+
+def _group(listeners: Sequence[Listener], sockets: dict[str, socket.socket]) -> list[_Server]:
+    """One server per application, so that the lifespan of an application runs once."""
+    groups: dict[int, _Server] = {}
+    for listener in listeners:
+        server = groups.setdefault(id(listener.app), _Server(listener))
+        server.sockets.append(sockets[listener.name])
+        server.names.append(listener.name)
+    return list(groups.values())
+
+
+class _Server(uvicorn.Server):
+    """A uvicorn server that leaves signals to the process and says when it has started."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(
+            uvicorn.Config(
+                listener.app,
+                log_config=None,
+                access_log=False,
+                lifespan="on",
+                ws="none",
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+            )
+        )
+        self.sockets: list[socket.socket] = []
+        self.names: list[str] = []
+        self.has_started = asyncio.Event()
+
+    async def run_until_stopped(self) -> None:
+        await self.serve(sockets=self.sockets)
+
+    def stop(self, grace_s: int) -> None:
+        self.config.timeout_graceful_shutdown = grace_s
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets=sockets)
+        except SystemExit as failure:
+            # uvicorn's way to report a failed lifespan; it must not end the loop of all servers.
+            raise StartupFailed(f"{' and '.join(self.names)} could not start") from failure
+        self.has_started.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
