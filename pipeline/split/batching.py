@@ -8,11 +8,19 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
-# What upstream's caches and models raise where they are not made for batches: a missing method, a shape that can't be
-# broadcast (ValueError), an array in place of an int (TypeError, ValueError), nothing to merge (StopIteration).
+# What upstream's caches and models raise where they are not made for batches: a missing method,
+# shapes that don't go together (ValueError), an array in place of an int (TypeError, ValueError),
+# nothing to merge (StopIteration).
 _REFUSALS = (
-    AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, StopIteration, TypeError, ValueError,
-)  # fmt: skip
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
 
 
 def can_batch(model: nn.Module) -> bool:

@@ -6,8 +6,8 @@ The stage's own list is, in this order:
   extras   what an adapter adds
   shadows  one-wide stand-ins, advanced without content, for kinds of which no local cache exists
 
-The model's code gets a list of its usual length.  In it a cache of another stage is a local one of the same kind,
-or else a shadow: the code reads only masks and offsets from it.
+The model's code gets a list of its usual length.  In it a cache of another stage is a local one of
+the same kind, or else a shadow: the code reads only masks and offsets from it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import ArraysCache, CacheList
 from mlx.utils import tree_flatten
+from mlx_lm.models.cache import ArraysCache, CacheList
 
 from pipeline.split.blueprint import Blueprint, CacheKind
 

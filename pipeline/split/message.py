@@ -1,4 +1,4 @@
-"""What travels from one stage to the next, and how it is taken apart into arrays and put together again."""
+"""What travels from one stage to the next: taken apart into arrays, and put together again."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from functools import lru_cache
 from math import prod
 from typing import Any, TypeAlias
 
-import msgspec
 import mlx.core as mx
+import msgspec
 
 from pipeline.errors import FrameError
 
@@ -51,8 +51,9 @@ class Message:
 class TensorSpec(msgspec.Struct, frozen=True):
     """One array of a message: its place in the tree, its shape, and its dtype by MLX's name.
 
-    The place is a path such as `.hidden` or `.kv(0/2)[1/3]`: `.key` in a dict, `(i/n)` in a tuple of n, `[i/n]` in a
-    list of n.  The empty path is the tree itself.  Raises FrameError on values that no message can have.
+    The place is a path such as `.hidden` or `.kv(0/2)[1/3]`: `.key` in a dict, `(i/n)` in a tuple
+    of n, `[i/n]` in a list of n.  The empty path is the tree itself.  Raises FrameError on values
+    that no message can have.
     """
 
     path: str
@@ -82,7 +83,8 @@ class TensorSpec(msgspec.Struct, frozen=True):
 def flatten(message: Message) -> tuple[tuple[TensorSpec, ...], list[mx.array]]:
     """Take the arrays out of `message.tree`: one spec for each array, in the same order.
 
-    Nothing is evaluated.  Raises TypeError for a leaf that is no array, ValueError for a dict key that is no word.
+    Nothing is evaluated.  Raises TypeError for a leaf that is no array, ValueError for a dict key
+    that is no word.
     """
     specs: list[TensorSpec] = []
     arrays: list[mx.array] = []
@@ -112,9 +114,9 @@ def _flatten(path: str, tree: Tree, specs: list[TensorSpec], arrays: list[mx.arr
 def unflatten(tokens: mx.array, specs: Sequence[TensorSpec], arrays: Sequence[mx.array]) -> Message:
     """The reverse of `flatten`, on the receiving stage.
 
-    None, and a container without any array, have no spec: a dict comes back without them, a tuple or list with
-    None in their place.  Raises FrameError if the arrays are not those of the specs, or the paths contradict
-    each other.
+    None, and a container without any array, have no spec: a dict comes back without them, a tuple or
+    list with None in their place.  Raises FrameError if the arrays are not those of the specs, or the
+    paths contradict each other.
     """
     if len(specs) != len(arrays):
         raise FrameError(f"A message announces {len(specs)} tensors and brings {len(arrays)}.")
@@ -143,7 +145,7 @@ def _fill(outline: Outline, arrays: Sequence[mx.array]) -> Tree:
 
 @lru_cache(maxsize=256)
 def _outline(paths: tuple[str, ...]) -> Outline:
-    """The containers that `paths` describe.  Cached: a model sends the same few sets of paths in every step."""
+    """The containers that `paths` describe.  Cached: a model sends the same few sets in every step."""
     return _build([(path, _steps(path), i) for i, path in enumerate(paths)])
 
 
@@ -195,4 +197,7 @@ def _build(leaves: list[tuple[str, tuple[_Step, ...], int]]) -> Outline:
             raise FrameError(f"The path {path!r} contradicts the one before it.")
         children.setdefault(steps[0].key, []).append((path, steps[1:], index))
     built: dict[str | int, Outline] = {key: _build(under) for key, under in children.items()}
-    return built if kind is dict else kind(built.get(i) for i in range(size))
+    if kind is dict:
+        return built
+    items = [built.get(i) for i in range(size)]
+    return tuple(items) if kind is tuple else items

@@ -1,8 +1,8 @@
 """Find out how a model is laid out by watching lazy forwards of it; nothing is evaluated.
 
-Three things are recorded: the order of layer calls, the caches that each layer is handed, and which code reads each
-parameter (a layer, or the code between two layers).  From that follows what a stage has to hold, without any rule
-about the names in a model.
+Three things are recorded: the order of layer calls, the caches that each layer is handed, and which
+code reads each parameter (a layer, or the code between two layers).  From that follows what a stage
+has to hold, without any rule about the names in a model.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class _Watch:
 def probe(model: nn.Module) -> Blueprint:
     """Find the layout of `model`, a throwaway instance whose arrays are lazy (never evaluated) or loaded.
 
-    Quantize it first if the checkpoint is quantized.  The instance must not be used by another thread meanwhile;
-    others of its class may be, as only the instance is instrumented.  Its classes are as before afterwards.
+    Quantize it first if the checkpoint is quantized.  Only this instance is instrumented, and only
+    until the call returns or raises; no other thread may use it meanwhile.
 
     Raises UnsupportedModel if the layers aren't called in order, or parameters lie where they can't be found.
     """
@@ -134,10 +134,8 @@ def _observed(model: nn.Module, layers: list[nn.Module], watch: _Watch) -> Itera
     outer = {id(m): m for _, m in model.named_modules() if id(m) not in inside}
     classes: list[tuple[nn.Module, type[nn.Module]]] = []
     try:
-        for i, layer in enumerate(layers):
-            classes.append((layer, _observe_layer(i, layer, watch)))
-        for module in outer.values():
-            classes.append((module, _observe_outer(module, watch)))
+        classes.extend((layer, _observe_layer(i, layer, watch)) for i, layer in enumerate(layers))
+        classes.extend((module, _observe_outer(module, watch)) for module in outer.values())
         yield
     finally:
         for module, original in reversed(classes):

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 class Run:
     """One step on one stage.
 
-    `hidden`, `extras`: what came from the previous stage (None and empty on the first stage of the first pass).
-    `incoming`: K/V that came along, by the layer that made them.  `fetched`: what a mirror answered to them, with
-    its offset before.  `memo`: what the holes answer, once decoded.
+    `hidden`, `extras`: what came from the previous stage (None and empty where token ids came).
+    `incoming`: shared K/V that came along, by the layer that made them.
+    `passed_on`: all shared K/V that came along, by cache.
+    `fetched`: what a mirror answered to its K/V, and its offset before, by the layer that made them.
+    `memo`: what the holes answer, once decoded.
     `model_caches`: the full-length list for the model; `caches`: the stage's own list.
+    `recorders`: those of `model_caches` whose new K/V later stages need.
     """
 
     __slots__ = (
@@ -49,11 +52,12 @@ class Run:
                 self.model_caches[cache] = self.recorders[cache]
 
     def _receive(self, inputs: mx.array | Message) -> None:
+        self.hidden: Tree = None
         self.incoming: dict[int, tuple[int, Tree]] = {}
         self.passed_on: dict[int, Tree] = {}
         self.extras: dict[str, Any] = {}
         if isinstance(inputs, mx.array):
-            self.tokens, self.hidden, self.dtype = inputs, None, mx.float32
+            self.tokens, self.dtype = inputs, mx.float32
             if self.first_visit > 0:
                 raise FrameError("Only the first stage takes token ids.")
             return

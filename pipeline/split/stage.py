@@ -1,9 +1,9 @@
 """One stage of a pipeline: some layers of a model, made from the whole model in place.
 
-The list of layers keeps its length, so that indices in the model's code still hold.  A layer of another stage is a
-hole: the same object without arrays, whose call answers what came from the previous stage.  The last local layer
-leaves the forward by an exception, so that norm and head run on the last stage only.  Modules that only the code
-before the first layer uses answer zeros of the right shape.
+The list of layers keeps its length, so that indices in the model's code still hold.  A layer of
+another stage is a hole: the same object without arrays, whose call answers what came from the
+previous stage.  The last local layer leaves the forward by an exception, so that norm and head run on
+the last stage only.  Modules that only the code before the local layers uses answer zeros.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class _LeaveForward(Exception):
 class Stage:
     """Layers [start, end) of `model`, which it takes over and strips of everything else.
 
-    Build it before the weights are loaded: afterwards `model` holds exactly `parameter_names()`, so that a strict
-    load of those names fits.  One call at a time; between calls it holds weights only, all state of a sequence is
-    in the caches.
+    Build it before the weights are loaded: afterwards `model` holds exactly `parameter_names()`, so
+    that a strict load of those names fits.  One call at a time.  Between calls it holds weights only:
+    all state of a sequence is in its caches.
 
     Raises ValueError for a range outside of the model, or a blueprint of another model.
     """
@@ -79,7 +79,7 @@ class Stage:
         return self._names
 
     def make_cache(self) -> list[Any]:
-        """All state of one fresh sequence on this stage: caches of mlx-lm, to be merged like those of a model."""
+        """The state of one fresh sequence on this stage: caches of mlx-lm, to be merged like a model's."""
         extras = self._adapter.extra_caches(self.model, self.start)
         return self.caches.select(make_prompt_cache(self.model), extras)
 
@@ -88,10 +88,12 @@ class Stage:
     ) -> Message | mx.array:
         """Run one step; lazy, like any call of a model.
 
-        `inputs`: token ids int32 [B, L] on the first stage of the first pass, else the previous stage's message.
+        `inputs`: token ids int32 [B, L] on the first stage of the first pass, else the message of the
+        stage before (of the last stage, for the first stage of another pass).
         `cache`: what `make_cache` gave, or batches merged from it; updated in place.
-        Returns the message for the next stage (of the next pass after the last stage), or after the last stage of
-        the last pass logits [B, L, V].  Raises FrameError for a message that no stage of this model sends.
+        Returns the message for the next stage, or after the last stage of the last pass the logits
+        [B, L, V].  Raises FrameError for a message that no stage of this model sends.  After any
+        exception the stage can be called again; the caches of that call may be half updated.
         """
         run = Run(self, inputs, cache, pass_index)
         self._adapter.receive(run)
@@ -121,7 +123,7 @@ class Stage:
     # ---- construction
 
     def _strip(self, layers: list[nn.Module]) -> None:
-        """Delete all arrays of other stages; put stubs where the code of this stage still calls their modules."""
+        """Delete all arrays of other stages; stub the modules that the code of this stage still calls."""
         inside = modules_inside(layers)
         kept = self.blueprint.parameters(self.start, self.end)
         modules = list(self.model.named_modules())

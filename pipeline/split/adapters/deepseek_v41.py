@@ -1,4 +1,4 @@
-"""DeepSeek V4.1: compressed K/V, index keys, candidates and top-k pass from layer to layer in a dict `shared`."""
+"""DeepSeek V4.1: layers share compressed K/V, index keys, candidates and top-k through a dict."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class DeepseekV41(Adapter):
         return [] if start == 0 else [upstream.LayerCache(model.args.sliding_window)]
 
     def encode(self, run: Run, output: Any, kwargs: dict[str, Any]) -> Tree:
-        args, shared, sent = run.stage.model.args, kwargs["shared"], {}
+        args, shared = run.stage.model.args, kwargs["shared"]
+        sent: dict[str, Tree] = {}
         for key, source in upstream._crossing(args, run.stage.end).items():
             part = shared.get(key)
             if part is not None and key in _GROWING:

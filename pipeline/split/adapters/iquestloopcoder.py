@@ -29,7 +29,7 @@ class IQuestLoopCoder(Adapter):
             layer.__class__ = _Layer
 
     def receive(self, run: Run) -> None:
-        """In the second pass the caches of the first already hold this step, which upstream's mask does not count."""
+        """In the second pass the first's caches already hold this step; upstream's mask is made before."""
         if run.pass_index:
             length = run.tokens.shape[1]
             run.model_caches[0] = _Rewound(run.model_caches[0], length)
@@ -53,7 +53,10 @@ class _Rewound:
 
 
 class _Layer(upstream.TransformerBlock):  # type: ignore[misc]
-    """A layer of either loop: the second has a gate between global attention (to the first loop's K/V) and local."""
+    """A layer of either loop.
+
+    In the second loop a gate mixes global attention, to the first loop's K/V, with local attention.
+    """
 
     def __call__(
         self,

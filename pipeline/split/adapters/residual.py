@@ -1,4 +1,4 @@
-"""Families whose layers hand on more than one hidden state: all the residual blocks, a normed copy, the embedding."""
+"""Families whose layers hand on more than one hidden state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Families whose later layers read K/V of earlier ones, and (Gemma) an input of their own made by the first stage."""
+"""Families whose later layers read K/V of earlier ones.
+
+In Gemma each layer also has an input of its own, which the first stage makes.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Afm7(Adapter):
 
 
 class _PerLayerInputs(Adapter):
-    """The first stage makes an input for every layer, [B, L, layers, D]; each stage sends on those still needed."""
+    """The first stage makes an input for every layer, [B, L, layers, D]; the rest of them travels on."""
 
     project: str  # the method that makes them
 
