@@ -1,0 +1,234 @@
+"""Runs one mlx.launch job to its end: `python -m launcher.job [options] -- command...`
+
+One job is one epoch of the ring. It is started in a session of its own through `launcher.mlx_launch`,
+its output is relayed, and whatever happens nothing of it outlives `Job.run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from launcher.hostfile import Hostfile, HostfileError, local_hostfile, read_hostfile
+from launcher.outcome import Outcome, Transcript
+from launcher.session import kill_session
+
+BACKENDS = ("ring", "mpi", "jaccl", "jaccl-ring", "nccl")
+GRACE = 10.0  # seconds that ranks get to stop after they were asked to
+KILL_MARGIN = 5.0  # seconds for mlx.launch to end its ranks by force, before that is done from here
+LAST_WORDS = 3.0  # seconds from a rank's fatal line to its exit; MPI may block in finalize forever
+POLL = 1.0  # seconds; bounds how late the end of mlx.launch is seen if a rank holds its pipes open
+
+Relay = Callable[[str, bool], None]
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What to run where. `starting_port` is the first port of MLX's ring, one more for each rank."""
+
+    command: tuple[str, ...]
+    hostfile: Path
+    backend: str = "ring"
+    starting_port: int | None = None
+    grace: float = GRACE
+
+    def arguments(self, hosts: Hostfile) -> list[str]:
+        """The arguments for `launcher.mlx_launch`."""
+        arguments = [f"{self.grace:g}", "--hostfile", str(self.hostfile), "--backend", self.backend]
+        if self.starting_port is not None:
+            arguments += ["--starting-port", str(self.starting_port)]
+        if self.backend == "mpi" and hosts.is_local:
+            # mpirun refuses more ranks than cores unless told that this is meant.
+            arguments += ["--mpi-arg=--map-by :OVERSUBSCRIBE"]
+        return [*arguments, "--", *self.command]
+
+    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
+        """`base` with this interpreter's programs (python, mpirun) found first."""
+        programs = str(Path(sys.executable).parent)
+        environment = {**base, "PATH": os.pathsep.join([programs, base.get("PATH", os.defpath)])}
+        if self.backend == "mpi" and os.geteuid() == 0:
+            environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        return environment
+
+
+class Job:
+    """One run of mlx.launch. `run` once; `stop` from any thread or from a signal handler."""
+
+    def __init__(self, spec: JobSpec, relay: Relay) -> None:
+        """`relay(line, is_error)` gets each line of output for the user, without its line end."""
+        self._spec = spec
+        self._relay = relay
+        self._transcript = Transcript()
+        self._wake_reader, self._wake_writer = os.pipe()
+        os.set_blocking(self._wake_writer, False)
+        self._stop_at: float | None = None
+        self._kill_at: float | None = None
+
+    def stop(self) -> None:
+        """Ask the ranks to stop; asked a second time, kill them."""
+        with contextlib.suppress(BlockingIOError):  # a full pipe: asked often enough
+            os.write(self._wake_writer, b"s")
+
+    def run(self) -> Outcome:
+        """Start the job and return once nothing of it is left. Raises HostfileError."""
+        arguments = self._spec.arguments(read_hostfile(self._spec.hostfile))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "launcher.mlx_launch", *arguments],
+            env=self._spec.environment(os.environ),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            self._follow(process)
+        finally:
+            kill_session(process.pid)
+            process.wait()
+        return self._transcript.outcome(process.returncode)
+
+    def _follow(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        with process.stdin, process.stdout, process.stderr, selectors.DefaultSelector() as selector:
+            selector.register(self._wake_reader, selectors.EVENT_READ)
+            for stream in (process.stdout, process.stderr):
+                selector.register(stream, selectors.EVENT_READ, LineBuffer())
+            while self._is_open(process, selector):
+                for key, _ in selector.select(POLL):
+                    if key.data is None:
+                        self._asked_to_stop(process)
+                    else:
+                        self._read(key, selector, is_error=key.fileobj is process.stderr)
+                self._stop_after_failure(process.stdin)
+
+    def _is_open(self, process: subprocess.Popen[bytes], selector: selectors.BaseSelector) -> bool:
+        """Whether output may still come; kills what is overdue or left over, which ends the pipes."""
+        overdue = self._kill_at is not None and time.monotonic() > self._kill_at
+        if overdue or process.poll() is not None:
+            kill_session(process.pid)
+        return len(selector.get_map()) > 1
+
+    def _asked_to_stop(self, process: subprocess.Popen[bytes]) -> None:
+        assert process.stdin
+        asked = len(os.read(self._wake_reader, 64))
+        if self._transcript.stopping or asked > 1:
+            kill_session(process.pid)
+        self._transcript.stopping = True
+        self._close_stdin(process.stdin)
+
+    def _stop_after_failure(self, stdin: IO[bytes]) -> None:
+        """Bound what follows a failure: mlx.launch and mpirun wait for ranks without a limit."""
+        if self._stop_at is None and self._transcript.sentences:
+            self._stop_at = time.monotonic() + LAST_WORDS
+        if self._transcript.failures or (self._stop_at and time.monotonic() > self._stop_at):
+            self._close_stdin(stdin)
+
+    def _close_stdin(self, stdin: IO[bytes]) -> None:
+        """The request to stop, as `launcher.mlx_launch` takes it."""
+        if not stdin.closed:
+            stdin.close()
+            self._kill_at = time.monotonic() + self._spec.grace + KILL_MARGIN
+
+    def _read(
+        self, key: selectors.SelectorKey, selector: selectors.BaseSelector, is_error: bool
+    ) -> None:
+        data = os.read(key.fd, 65536)
+        if not data:
+            selector.unregister(key.fileobj)
+        for line in key.data.lines(data):
+            if self._transcript.feed(line):
+                self._relay(line, is_error)
+
+
+class LineBuffer:
+    """Cuts a stream of bytes into lines."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def lines(self, data: bytes) -> Iterator[str]:
+        """The lines that `data` completes; b"" means the end, and gives the last unfinished one."""
+        *complete, self._rest = (self._rest + data).split(b"\n")
+        if not data and self._rest:
+            complete, self._rest = [self._rest], b""
+        for line in complete:
+            yield line.decode("utf-8", errors="replace").rstrip("\r")
+
+
+def _print_line(line: str, is_error: bool) -> None:
+    print(line, file=sys.stderr if is_error else sys.stdout, flush=True)
+
+
+@contextlib.contextmanager
+def stopped_by_signals(job: Job) -> Iterator[None]:
+    """Turn Ctrl-C, termination and hangup into `job.stop()`."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        job.stop()
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [(number, signal.signal(number, handle)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def run_in_foreground(spec: JobSpec) -> int:
+    """Run a job as a command of a shell: output relayed, why it failed last; the exit status."""
+    job = Job(spec, _print_line)
+    try:
+        with stopped_by_signals(job):
+            outcome = job.run()
+    except HostfileError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for reason in outcome.reasons:
+        print(f"error: {reason}", file=sys.stderr)
+    return outcome.status
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launcher.job", description=__doc__)
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--hostfile", type=Path, help="the ring, as mlx.launch reads it")
+    where.add_argument("--ranks", type=int, metavar="N", help="N ranks on this machine")
+    parser.add_argument("--backend", choices=BACKENDS, help="default: the hostfile's, else ring")
+    parser.add_argument("--starting-port", type=int, help="first port of MLX's ring")
+    parser.add_argument("--grace", type=float, default=GRACE, help="seconds ranks get to stop")
+    parser.add_argument("command", nargs="+", help="what each rank runs, after --")
+    args = parser.parse_args(arguments)
+    if args.ranks is not None and args.ranks < 1:
+        parser.error(f"--ranks must be at least 1, not {args.ranks}")
+    with tempfile.TemporaryDirectory(prefix="mlx-cluster-") as scratch:
+        hostfile, backend = args.hostfile, args.backend
+        if hostfile is None:
+            hostfile = Path(scratch) / "hostfile.json"
+            hostfile.write_text(local_hostfile(args.ranks), encoding="ascii")
+        try:
+            backend = backend or read_hostfile(hostfile).backend or "ring"
+        except HostfileError as error:
+            parser.error(str(error))
+        command = tuple(args.command)
+        return run_in_foreground(
+            JobSpec(command, hostfile, backend, args.starting_port, args.grace)
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""mlx.launch, made fit to run unattended: `python -m launcher.mlx_launch GRACE ARGUMENTS...`
+
+The only file of this package that imports MLX. Three things differ from running mlx.launch itself.
+It sleeps while its ranks are quiet: mlx.launch selects on pipes that are always writable, and so uses a
+whole core. It stops its ranks when its stdin closes, so that they don't outlive a launcher that was
+killed: first a request (SIGTERM), and GRACE seconds later SIGKILL. And its exit status tells when
+mpirun failed; for the ring, mlx.launch writes the ranks' fate to stderr and exits 0 in any case.
+
+It must lead a session of its own, since that is what gets stopped.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from mlx._distributed_utils import launch
+
+from launcher.session import kill_session, members, signal_session
+
+REMOTE_KILL_TIMEOUT = 5.0  # seconds; an unreachable host would hold up ssh for minutes
+
+
+class Commands:
+    """Stands in for `subprocess.run` inside mlx.launch: mpirun is remembered, the rest bounded."""
+
+    def __init__(self) -> None:
+        self.mpirun: subprocess.Popen[bytes] | None = None
+
+    def run(self, arguments: Any, **options: Any) -> subprocess.CompletedProcess[Any]:
+        if options:
+            return self._run_bounded(arguments, **options)
+        self.mpirun = subprocess.Popen(arguments)
+        return subprocess.CompletedProcess(arguments, self.mpirun.wait())
+
+    def _run_bounded(self, arguments: Any, **options: Any) -> subprocess.CompletedProcess[Any]:
+        try:
+            options.setdefault("check", False)
+            return subprocess.run(arguments, timeout=REMOTE_KILL_TIMEOUT, **options)  # noqa: PLW1510
+        except subprocess.TimeoutExpired:
+            return subprocess.CompletedProcess(arguments, 255, "", "")
+
+    @property
+    def spared(self) -> set[int]:
+        """Who gets no request to stop: mpirun would kill its ranks before they could obey theirs."""
+        return {os.getpid()} | ({self.mpirun.pid} if self.mpirun else set())
+
+    @property
+    def status(self) -> int:
+        """mpirun's exit status as a shell tells it; 0 when it was not used."""
+        code = self.mpirun.returncode if self.mpirun else 0
+        return code if code >= 0 else 128 - code
+
+
+def wait_readable(
+    reading: Sequence[int], writing: Sequence[int], exceptional: Sequence[int], timeout: float
+) -> tuple[list[int], list[int], list[int]]:
+    """`select.select` for mlx.launch's loops, without the pipes to the ranks: nobody types to them."""
+    return select.select(reading, [], exceptional, timeout)
+
+
+def stop_when_closed(descriptor: int, commands: Commands, grace: float) -> None:
+    """Wait for the end of `descriptor`, then stop the session within `grace` seconds."""
+    while os.read(descriptor, 4096):
+        pass
+    signal_session(os.getsid(0), signal.SIGTERM, commands.spared)
+    time.sleep(grace)
+    left = len(set(members(os.getsid(0))) - commands.spared)
+    if left:
+        text = f"unresponsive: {left} processes did not stop within {grace:g} s and were killed"
+        print(text, file=sys.stderr, flush=True)
+    kill_session(os.getsid(0), {os.getpid()})
+
+
+def replace_stdin() -> int:
+    """Give fd 0 a pipe that is never readable and that closes with this process; return the old one.
+
+    mlx.launch polls fd 0, and mpirun hands it to rank 0.
+    """
+    original = os.dup(0)
+    reading, writing = os.pipe()
+    os.dup2(reading, 0)
+    os.close(reading)
+    assert not os.get_inheritable(writing)
+    return original
+
+
+def note_signal(number: int, frame: FrameType | None) -> None:
+    """Do nothing: stdin says when to stop. A handler, as ranks would inherit an ignored signal."""
+
+
+def main() -> int:
+    grace = float(sys.argv.pop(1))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, note_signal)
+    commands = Commands()
+    threading.Thread(
+        target=stop_when_closed, args=(replace_stdin(), commands, grace), daemon=True
+    ).start()
+    launch.select = wait_readable
+    launch.run = commands.run
+    launch.main()
+    return commands.status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

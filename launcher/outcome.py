@@ -1,0 +1,103 @@
+"""Reads from the output of a job how it ended.
+
+mlx.launch exits 0 whatever became of its ranks, but tells their fate on stderr. A rank says why it
+gives up in its last line, `fatal: <one sentence>`.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass, field
+
+FATAL = re.compile(r"fatal: (?P<sentence>\S.*)")
+UNRESPONSIVE = re.compile(r"unresponsive: (?P<sentence>\S.*)")  # said by launcher.mlx_launch
+RING_FATE = re.compile(
+    r"Node with rank (?P<rank>\d+) (?:exited with code (?P<code>-?\d+)|was killed)"
+)
+MPI_RANK = re.compile(r"Process name: \[.*,(?P<rank>\d+)\]")
+MPI_CODE = re.compile(r"Exit code: +(?P<code>\d+)")
+MPI_SIGNAL = re.compile(r"process rank (?P<rank>\d+) .*exited on signal (?P<signal>\d+)")
+
+ERROR_STATUS = 1
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """How a rank ended: its exit status, negative for a signal as in `subprocess`."""
+
+    rank: int
+    code: int
+
+    def __str__(self) -> str:
+        if self.code >= 0:
+            return f"rank {self.rank} exited with status {self.code}"
+        try:
+            name = signal.Signals(-self.code).name
+        except ValueError:
+            name = f"signal {-self.code}"
+        return f"rank {self.rank} was killed by {name}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One finished job.
+
+    `reasons` are sentences for the user, each once; empty when it ended well. `first_failure` is the
+    rank that failed first: mlx.launch then ends the others. `stopped` tells that it was asked to.
+    """
+
+    status: int
+    reasons: tuple[str, ...] = ()
+    first_failure: RankFailure | None = None
+    stopped: bool = False
+
+
+@dataclass
+class Transcript:
+    """Fed with the job's output line by line, finds what it says about the ranks' fate."""
+
+    sentences: list[str] = field(default_factory=list)
+    failures: list[RankFailure] = field(default_factory=list)
+    unresponsive: list[str] = field(default_factory=list)
+    stopping: bool = False
+    _mpi_rank: int | None = None
+
+    def feed(self, line: str) -> bool:
+        """Take in one line; True when it is for the user to see now."""
+        if match := FATAL.fullmatch(line.rstrip()):
+            if match["sentence"] not in self.sentences:
+                self.sentences.append(match["sentence"])
+            return False
+        if match := UNRESPONSIVE.fullmatch(line.rstrip()):
+            self.unresponsive.append(match["sentence"])
+            return False
+        if match := RING_FATE.search(line):
+            self._failed(int(match["rank"]), int(match["code"] or -signal.SIGKILL))
+            return False
+        self._feed_mpi(line)
+        return True
+
+    def _feed_mpi(self, line: str) -> None:
+        if match := MPI_SIGNAL.search(line):
+            self._failed(int(match["rank"]), -int(match["signal"]))
+        elif match := MPI_RANK.search(line):
+            self._mpi_rank = int(match["rank"])
+        elif self._mpi_rank is not None and (match := MPI_CODE.search(line)):
+            self._failed(self._mpi_rank, int(match["code"]))
+
+    def _failed(self, rank: int, code: int) -> None:
+        # Once asked to stop, a rank that dies of the signal has only obeyed.
+        if not self.stopping:
+            self.failures.append(RankFailure(rank, code))
+
+    def outcome(self, launch_status: int) -> Outcome:
+        """The job's end, given the exit status of mlx.launch."""
+        first = self.failures[0] if self.failures else None
+        reasons = list(self.sentences) or ([str(first)] if first else [])
+        reasons += self.unresponsive
+        if not reasons and launch_status and not self.stopping:
+            reasons.append(f"mlx.launch failed with status {launch_status}")
+        code = first.code if first else launch_status
+        failed = code if 0 < code < 128 else ERROR_STATUS
+        return Outcome(failed if reasons else 0, tuple(reasons), first, self.stopping)

@@ -1,0 +1,54 @@
+"""Signals to everything that was started in one session.
+
+A job runs in a session of its own. mpirun puts each rank in a process group of its own, so the group
+does not reach them; the session does, whatever became of their parents.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Collection
+
+import psutil
+
+
+def members(session: int) -> list[int]:
+    """Ids of the processes in `session` that have not ended."""
+    return [pid for pid in psutil.pids() if _session_of(pid) == session and not _has_ended(pid)]
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except (ProcessLookupError, PermissionError):
+        return None  # gone, or another user's
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def signal_session(session: int, number: signal.Signals, spare: Collection[int] = ()) -> None:
+    """Send a signal to every member but those in `spare`."""
+    for pid in members(session):
+        if pid not in spare:
+            _send(pid, number)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return  # it ended by itself
+
+
+def kill_session(session: int, spare: Collection[int] = ()) -> None:
+    """Kill all members; repeated, since a member may start another one between look and kill."""
+    for _ in range(3):
+        if not set(members(session)).difference(spare):
+            return
+        signal_session(session, signal.SIGKILL, spare)
