@@ -13,13 +13,20 @@ from config.errors import ConfigError
 from config.keys import Path, format_key
 from config.layers import Leaf, Origin, Plain
 
+_TAGS = {
+    f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")
+}
+
 
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(None, None, "aliases are not allowed", mark)
-        return super().compose_node(parent, index)
+        node = super().compose_node(parent, index)
+        if node is not None and node.tag not in _TAGS:
+            raise yaml.composer.ComposerError(None, None, f"{node.tag} is not allowed", mark)
+        return node
 
 
 # Dates stay text: nothing here is a date, but a revision may look like one.
@@ -28,7 +35,16 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 
-_PLAIN_TAGS = {f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str")}
+
+class _Dumper(yaml.SafeDumper):
+    """Text with line breaks is escaped, so that every value takes one line."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        style = '"' if "\n" in data else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def read_leaves(text: str, source: str) -> Iterator[Leaf]:
@@ -51,7 +67,7 @@ def read_value(text: str, source: str) -> Plain:
 
 def write_value(value: object) -> str:
     """One line of YAML that `read_value` reads back to the same value."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=float("inf"))
     return text.removesuffix("\n").removesuffix("\n...")
 
 
@@ -99,8 +115,6 @@ def _plain(node: yaml.Node, source: str, path: Path = ()) -> Plain:
         }
     if isinstance(node, yaml.SequenceNode):
         return [_plain(inner, source, path) for inner in node.value]
-    if node.tag not in _PLAIN_TAGS:
-        raise ConfigError(f"{_place(node, source)}: the tag {node.tag} is not allowed.")
     try:
         value: Plain = yaml.constructor.SafeConstructor().construct_object(node)
     except (ValueError, KeyError) as error:  # an explicit tag that the text does not fit
