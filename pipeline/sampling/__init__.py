@@ -1,0 +1,2 @@
+"""Parts of the sampler: noise keyed by (seed, position), edits of logits, filters, log
+probabilities."""
