@@ -118,7 +118,7 @@ def _path_of_variable(variable: str, value: str, named: Leaves) -> Path:
         name = spelled.get(part.upper())
         following = place.child(name) if name is not None else None
         if name is None or following is None:
-            raise ConfigError(_unknown_variable(variable, value, path, part, spelled))
+            raise ConfigError(_unknown_variable(variable, value, len(path), spelled))
         path, place = (*path, name), following
     return path
 
@@ -133,12 +133,11 @@ def _as_variable(name: str) -> str:
     return name.upper().replace("-", "_").replace(".", "_")
 
 
-def _unknown_variable(
-    variable: str, value: str, path: Path, part: str, known: Iterable[str]
-) -> str:
-    meant = closest(part.upper(), known)
-    start = PREFIX + "".join(_as_variable(name) + "__" for name in path)
-    hint = f" (did you mean {start}{meant}?)" if meant else ""
+def _unknown_variable(variable: str, value: str, depth: int, known: Iterable[str]) -> str:
+    parts = variable.removeprefix(PREFIX).upper().split("__")
+    meant = closest(parts[depth], known)
+    likely = PREFIX + "__".join([*parts[:depth], meant or "", *parts[depth + 1 :]])
+    hint = f" (did you mean {likely}?)" if meant else ""
     return f"env {variable} = {value}: there is no such setting{hint}."
 
 

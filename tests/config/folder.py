@@ -17,6 +17,16 @@ NODES = """\
         ports: [8200, 8201, 8202]
 """
 
+MODELS = """\
+    default_model: big-1.5b
+    models:
+      big-1.5b:
+        source: owner/name
+        sharding:
+          node_0: {layers: [0, 9], estimated_memory: 2.5GB}
+          right: {layers: [10, 18]}
+"""
+
 
 def write_folder(folder: Path, **files: str) -> Path:
     """`cluster="text"` becomes cluster.yaml; cluster.yaml is always there."""
