@@ -30,13 +30,16 @@ class RankFailure:
     code: int
 
     def __str__(self) -> str:
-        if self.code >= 0:
-            return f"rank {self.rank} exited with status {self.code}"
-        try:
-            name = signal.Signals(-self.code).name
-        except ValueError:
-            name = f"signal {-self.code}"
-        return f"rank {self.rank} was killed by {name}"
+        return f"rank {self.rank} {_fate(self.code)}"
+
+
+def _fate(code: int) -> str:
+    if code >= 0:
+        return f"exited with status {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,7 @@ class Transcript:
         reasons = list(self.sentences) or ([str(first)] if first else [])
         reasons += self.unresponsive
         if not reasons and launch_status and not self.stopping:
-            reasons.append(f"mlx.launch failed with status {launch_status}")
+            reasons.append(f"mlx.launch {_fate(launch_status)}")
         code = first.code if first else launch_status
         failed = code if 0 < code < 128 else ERROR_STATUS
         return Outcome(failed if reasons else 0, tuple(reasons), first, self.stopping)

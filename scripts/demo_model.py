@@ -4,29 +4,45 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 import mlx.core as mx
 
+import config
 from pipeline.demo_model import Variant, demo_model_path, ensure_demo_model
 from pipeline.errors import ModelError
 
 
 def main() -> int:
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["--for-server"]:
+        return make_for_server(arguments[1:])
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quantized", action=argparse.BooleanOptionalAction, default=None)
     parser.add_argument("--as", dest="architecture", choices=("llama", "qwen2"), default="llama")
     parser.add_argument("--files", type=int, default=1, metavar="N", help="weight files to write")
     parser.add_argument("--print-path", action="store_true", help="print the folder, make nothing")
-    args = parser.parse_args()
+    parser.add_argument(
+        "--for-server",
+        nargs=argparse.REMAINDER,
+        metavar="ARGUMENT",
+        help="make it only if a server started with these arguments would serve it; comes first",
+    )
+    args = parser.parse_args(arguments)
     if args.files < 1:
         parser.error(f"--files must be at least 1, not {args.files}")
-    if args.quantized is None:
-        args.quantized = Variant.for_this_machine().quantized
-    variant = Variant(args.quantized, args.architecture, args.files)
+    quantized = args.quantized
+    if quantized is None:
+        quantized = Variant.for_this_machine().quantized
+    variant = Variant(quantized, args.architecture, args.files)
     if args.print_path:
         print(demo_model_path(variant))
         return 0
+    return make(variant)
+
+
+def make(variant: Variant) -> int:
     if not variant.quantized:
         # Dequantizing alone needs no accelerator, and a CPU is always there.
         mx.set_default_device(mx.cpu)
@@ -36,6 +52,19 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def make_for_server(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="./scripts/serve")
+    config.add_arguments(parser)
+    try:
+        settings = config.from_arguments(parser.parse_args(arguments), os.environ)
+    except config.ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if settings.config.model.source != "demo":
+        return 0
+    return make(Variant.for_this_machine())
 
 
 if __name__ == "__main__":

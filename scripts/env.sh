@@ -1,0 +1,118 @@
+# Sourced by the other scripts: makes the environment they run in. Bash 3.2, which macOS ships, is enough.
+#
+# After `prepare_environment [extra]`: $python is the virtual environment's interpreter, the project is
+# installed in it, and on Linux numerics go through OpenBLAS if this machine has or can get it.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+venv=$root/.venv
+python=$venv/bin/python
+
+say() { printf '%s\n' "$*" >&2; }
+
+die() {
+    say "error: $*"
+    exit 1
+}
+
+is_recent_python() {
+    "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
+}
+
+find_python() {
+    local name
+    for name in ${MLXC_PYTHON:-} python3.13 python3.12 python3.11 python3.10 python3 python3.14; do
+        if command -v "$name" >/dev/null && is_recent_python "$name"; then
+            command -v "$name"
+            return
+        fi
+    done
+    return 1
+}
+
+# A change of either asks for a new installation.
+fingerprint() {
+    "$python" -c '
+import hashlib, pathlib, sys
+content = pathlib.Path(sys.argv[1]).read_bytes() + sys.version.encode() + sys.argv[2].encode()
+print(hashlib.sha256(content).hexdigest())' "$root/pyproject.toml" "$venv"
+}
+
+make_venv() {
+    local base
+    if [ -x "$python" ] && is_recent_python "$python"; then
+        return
+    fi
+    base=$(find_python) || die "Python 3.10 or later with the venv module is needed" \
+        "(Debian: apt-get install python3-venv; macOS: brew install python@3.12)"
+    say "making .venv with $base"
+    rm -rf "$venv"
+    "$base" -m venv "$venv" || die "$base could not make a virtual environment in $venv"
+}
+
+# install_project EXTRA: "" or the name of an extra in pyproject.toml
+install_project() {
+    local stamp=$venv/.installed${1:+-$1} wanted
+    wanted=$(fingerprint)
+    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
+        return
+    fi
+    say "installing into .venv (once; a few minutes on a slow line)"
+    "$python" -m pip install --disable-pip-version-check --retries 5 --timeout 60 \
+        --progress-bar on --editable "$root${1:+[$1]}" >&2 ||
+        die "pip could not install the project; its message is above"
+    printf '%s\n' "$wanted" >"$stamp"
+}
+
+find_openblas() {
+    local path
+    {
+        PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null | sed -n 's/.*libopenblas\.so\.0 .*=> //p'
+        ls /usr/lib/*/libopenblas.so.0 /usr/lib*/libopenblas.so.0 /usr/local/lib/libopenblas.so.0 \
+            2>/dev/null
+    } | while read -r path; do
+        if [ -e "$path" ]; then
+            printf '%s\n' "$path"
+            break
+        fi
+    done
+}
+
+install_openblas() {
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        return 1
+    fi
+    say "installing OpenBLAS (libopenblas0-pthread), with which MLX computes faster on a CPU"
+    # An unreachable mirror must not hold up the start for long.
+    timeout 180 sh -c '
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get install -y -qq libopenblas0-pthread ||
+            { apt-get update -qq && apt-get install -y -qq libopenblas0-pthread; }
+    ' </dev/null >/dev/null 2>&1
+}
+
+has_cuda() { "$python" -c 'import mlx.core as mx, sys; sys.exit(not mx.cuda.is_available())'; }
+
+# MLX's CPU wheel for Linux carries the reference BLAS, which is many times slower than OpenBLAS.
+use_openblas() {
+    local library
+    if [ "$(uname -s)" != Linux ] || has_cuda; then
+        return 0
+    fi
+    library=$(find_openblas)
+    if [ -z "$library" ] && install_openblas; then
+        library=$(find_openblas)
+    fi
+    if [ -z "$library" ]; then
+        say "note: without OpenBLAS a CPU is slow; install libopenblas0-pthread (or your system's openblas)"
+        return 0
+    fi
+    export LD_PRELOAD="$library${LD_PRELOAD:+:$LD_PRELOAD}"
+    # Ranks share this machine's cores, so each one's matrix products stay on one thread.
+    export OPENBLAS_NUM_THREADS="${OPENBLAS_NUM_THREADS:-1}"
+}
+
+prepare_environment() {
+    make_venv
+    install_project "${1:-}"
+    use_openblas
+}
