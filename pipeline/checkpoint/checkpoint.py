@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_config
 
@@ -177,18 +177,13 @@ class Checkpoint:
             files = dict.fromkeys(parameters, everything)
         else:
             files = _files_of_parameters(lazy, parameters, files_of_tensors(headers))
+        _forget_weights(lazy.model)
         blueprint = probe(lazy.model)
-        kv = kv_bytes_per_token(blueprint, self._filled_caches(lazy))
+        kv = kv_bytes_per_token(blueprint, _filled_caches(lazy.model))
         return _Layout(blueprint, measure_costs(blueprint, parameters, self.config, kv), files)
 
     def _build(self, present: Mapping[str, Path]) -> LazyModel:
         return build(self.path, self._source.headers, present, self._trust)
-
-    def _filled_caches(self, lazy: LazyModel) -> list[Any]:
-        """The caches of the whole model after a forward of one token, lazy."""
-        caches: list[Any] = make_prompt_cache(lazy.model)
-        lazy.model(mx.zeros((1, 1), mx.int32), cache=caches)
-        return caches
 
     def _evaluate(self, parameters: dict[str, mx.array], what: str, progress: Progress) -> None:
         meter = Meter(what, sum(array.nbytes for array in parameters.values()), progress)
@@ -218,6 +213,22 @@ def _read_config(path: Path) -> Config:
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} does not hold a JSON object; download it again.")
     return config
+
+
+def _forget_weights(model: Any) -> None:
+    """Make every parameter a view of one zero: some architectures look at values in their forward."""
+
+    def zeros(array: mx.array) -> mx.array:
+        return mx.broadcast_to(mx.zeros((), array.dtype), array.shape)
+
+    model.update(tree_map(zeros, model.parameters()))
+
+
+def _filled_caches(model: Any) -> list[Any]:
+    """The caches of the whole model after a forward of one token, lazy."""
+    caches: list[Any] = make_prompt_cache(model)
+    model(mx.zeros((1, 1), mx.int32), cache=caches)
+    return caches
 
 
 def _parameters(model: Any) -> dict[str, mx.array]:
