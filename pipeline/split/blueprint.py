@@ -10,6 +10,15 @@ from typing import TypeAlias
 CacheKind: TypeAlias = tuple[object, ...]
 """Caches of one kind are interchangeable for masks and offsets."""
 
+Shape: TypeAlias = tuple[int | str, ...]
+"""A shape of one step: "B" stands for the number of sequences, "L" for that of new tokens in each."""
+
+
+def fill(shape: Shape, batch: int, length: int) -> tuple[int, ...]:
+    """`shape` for `batch` sequences of `length` new tokens."""
+    sizes = {"B": batch, "L": length}
+    return tuple(sizes[n] if isinstance(n, str) else n for n in shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Placement:
@@ -44,8 +53,8 @@ class Blueprint:
     `caches`: the kind of each cache of the whole model.
     `shared`: caches that more than one layer uses, with those layers.
     `placement`: where each parameter is needed, by its name in a (sanitized, quantized) checkpoint.
-    `stubs`: modules that run before some layer, with the shape of their output after [B, L]: a stage without
-    their parameters answers zeros in their place.
+    `stubs`: modules between the layers, with the shape of their output: a stage without their parameters
+    answers zeros in their place.
     """
 
     architecture: str
@@ -56,7 +65,7 @@ class Blueprint:
     caches: tuple[CacheKind, ...]
     shared: Mapping[int, frozenset[int]]
     placement: Mapping[str, Placement]
-    stubs: Mapping[str, tuple[int, ...]]
+    stubs: Mapping[str, Shape]
 
     def parameters(self, start: int, end: int) -> frozenset[str]:
         """Names of exactly the parameters that the stage of layers [start, end) holds."""

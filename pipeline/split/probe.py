@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -19,7 +19,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from pipeline.errors import UnsupportedModel
 from pipeline.split.adapters import make_adapter
 from pipeline.split.batching import can_batch
-from pipeline.split.blueprint import Blueprint, LayerCall, Placement
+from pipeline.split.blueprint import Blueprint, LayerCall, Placement, Shape, fill
 from pipeline.split.caches import kind_of
 from pipeline.split.modules import (
     architecture_of,
@@ -30,7 +30,8 @@ from pipeline.split.modules import (
     parameter_names,
 )
 
-BATCH, PREFILL = 2, 3  # unlike any dimension that a [B, L, ...] output could be mistaken for
+BATCH, PREFILL = 2, 3
+_LEADS: tuple[Shape, ...] = (("B", "L"), (1, "L"), ("L",))  # how an output can begin
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +43,20 @@ class _Read:
     in_call: bool  # by the module's own __call__, so that a stub of it spares the parameter
 
 
+_Output: TypeAlias = tuple[int, tuple[int, ...] | None]  # L of the step, shape if it is one array
+
+
 @dataclass
 class _Watch:
     """What the observed model did so far in the current forward, and what was noted over all of them."""
 
     cache_index: dict[int, int]
-    layer: int | None = None
+    length: int = 0  # L of the current forward
+    layer: int | None = None  # the one that is running
     calls: list[LayerCall] = field(default_factory=list)
     reads: dict[tuple[int, str], set[_Read]] = field(default_factory=dict)
     active: list[int] = field(default_factory=list)  # ids of outer modules being called
-    outputs: dict[int, set[tuple[int, ...] | None]] = field(default_factory=dict)
+    outputs: dict[int, set[_Output]] = field(default_factory=dict)
 
     def note(self, module: nn.Module, key: str) -> None:
         read = _Read(self.layer, len(self.calls), id(module) in self.active)
@@ -77,8 +82,10 @@ def probe(model: nn.Module) -> Blueprint:
     layers = list(model.layers)
     caches = make_prompt_cache(model)
     watch = _Watch({id(cache): i for i, cache in enumerate(caches)})
-    with _observed(model, layers, watch):
-        calls = _forwards(model, caches, watch)
+    with _passed_through(adapter.opaque(model)):
+        with _observed(model, layers, watch):
+            calls = _forwards(model, caches, watch)
+        batchable = can_batch(model)
     n = len(layers)
     passes = _count_passes(name, calls, n)
     stubs = _stubs(model, watch)
@@ -91,7 +98,7 @@ def probe(model: nn.Module) -> Blueprint:
         architecture=name,
         num_layers=n,
         passes=passes,
-        batchable=can_batch(model),
+        batchable=batchable,
         calls=tuple(calls),
         caches=tuple(kind_of(cache) for cache in caches),
         shared=shared,
@@ -104,7 +111,7 @@ def _forwards(model: nn.Module, caches: list[Any], watch: _Watch) -> list[LayerC
     """One prefill and one decode step; code may read other parameters in one than in the other."""
     orders: list[list[LayerCall]] = []
     for length in (PREFILL, 1):
-        watch.calls = []
+        watch.calls, watch.length = [], length
         model(mx.zeros((BATCH, length), mx.int32), cache=caches)
         orders.append(watch.calls)
     if orders[0] != orders[1]:
@@ -125,6 +132,17 @@ def _count_passes(name: str, calls: list[LayerCall], num_layers: int) -> int:
 
 
 # ---- observation
+
+
+@contextmanager
+def _passed_through(modules: list[nn.Module]) -> Iterator[None]:
+    """Within this context `modules` answer what they are called with."""
+    classes = [(module, override(module, __call__=lambda _, x: x)) for module in modules]
+    try:
+        yield
+    finally:
+        for module, original in classes:
+            module.__class__ = original
 
 
 @contextmanager
@@ -178,31 +196,31 @@ def _observe_outer(module: nn.Module, watch: _Watch) -> type[nn.Module]:
             output = base.__call__(self, *args, **kwargs)
         finally:
             watch.active.pop()
-        tail = _tail(output) if gap == len(watch.calls) and watch.layer is None else None
-        watch.outputs.setdefault(id(self), set()).add(tail)
+        alone = gap == len(watch.calls) and watch.layer is None and isinstance(output, mx.array)
+        shape = tuple(output.shape) if alone else None
+        watch.outputs.setdefault(id(self), set()).add((watch.length, shape))
         return output
 
     return override(module, get=get, __getitem__=getitem, __call__=call)
 
 
-def _tail(output: Any) -> tuple[int, ...] | None:
-    """The shape after [B, L], None if the output is no such array."""
-    if isinstance(output, mx.array) and output.shape[:2] in ((BATCH, PREFILL), (BATCH, 1)):
-        return tuple(output.shape[2:])
-    return None
-
-
 # ---- conclusions
 
 
-def _stubs(model: nn.Module, watch: _Watch) -> dict[str, tuple[int, ...]]:
-    """Modules outside of the layers that always answer one array [B, L, ...] of known shape."""
-    stubs = {}
-    for path, module in model.named_modules():
-        tails = watch.outputs.get(id(module), set())
-        if len(tails) == 1 and (tail := next(iter(tails))) is not None:
-            stubs[path] = tail
-    return stubs
+def _stubs(model: nn.Module, watch: _Watch) -> dict[str, Shape]:
+    """Modules outside of the layers that run between two of them and answer one array of known shape."""
+    shapes = {path: _shape(watch.outputs.get(id(m), set())) for path, m in model.named_modules()}
+    return {path: shape for path, shape in shapes.items() if shape is not None}
+
+
+def _shape(outputs: set[_Output]) -> Shape | None:
+    """The one shape that fits all `outputs`, if there is one."""
+    seen = [shape for length, shape in outputs if length == PREFILL and shape is not None]
+    for lead in _LEADS if seen else ():
+        shape = (*lead, *seen[0][len(lead) :])
+        if all(fill(shape, BATCH, length) == found for length, found in outputs):
+            return shape
+    return None
 
 
 def _placement(
@@ -210,7 +228,7 @@ def _placement(
     layers: list[nn.Module],
     watch: _Watch,
     passes: int,
-    stubs: dict[str, tuple[int, ...]],
+    stubs: dict[str, Shape],
 ) -> dict[str, Placement]:
     inside = modules_inside(layers)
     placement: dict[str, Placement] = {}

@@ -16,7 +16,7 @@ from mlx.utils import tree_map
 from mlx_lm.models.cache import make_prompt_cache
 
 from pipeline.split.adapters import make_adapter
-from pipeline.split.blueprint import Blueprint
+from pipeline.split.blueprint import Blueprint, Shape, fill
 from pipeline.split.caches import advance, arrays_of, plan_caches
 from pipeline.split.message import Message
 from pipeline.split.modules import array_keys, join, modules_inside, override, parameter_names
@@ -140,10 +140,10 @@ class Stage:
             if dropped and id(module) not in inside and path in self.blueprint.stubs:
                 self._stub(module, self.blueprint.stubs[path])
 
-    def _stub(self, module: nn.Module, tail: tuple[int, ...]) -> None:
+    def _stub(self, module: nn.Module, shape: Shape) -> None:
         def call(_: nn.Module, *args: Any, **kwargs: Any) -> mx.array:
             run = self.run
-            return mx.zeros((*run.tokens.shape[:2], *tail), run.dtype)
+            return mx.zeros(fill(shape, *run.tokens.shape), run.dtype)
 
         override(module, __call__=call)
 

@@ -13,6 +13,7 @@ from pipeline.split.modules import architecture_of
 _HERE = "pipeline.split.adapters"
 _BY_ARCHITECTURE = {
     "afm7": ("shared_kv", "Afm7"),
+    "dbrx": ("dbrx", "Dbrx"),
     "deepseek_v41": ("deepseek_v41", "DeepseekV41"),
     "gemma3n": ("shared_kv", "Gemma3n"),
     "gemma4": ("shared_kv", "Gemma4"),

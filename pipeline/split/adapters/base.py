@@ -24,6 +24,10 @@ class Adapter:
     def prepare(self, model: nn.Module) -> None:
         """Bring the model to a form that can be split, before it is probed or made a stage."""
 
+    def opaque(self, model: nn.Module) -> list[nn.Module]:
+        """Modules inside of layers that evaluate arrays when called; the probe passes them by."""
+        return []
+
     def shared_caches(
         self, model: nn.Module, calls: Sequence[LayerCall], num_layers: int
     ) -> Mapping[int, frozenset[int]]:
