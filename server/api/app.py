@@ -1,0 +1,43 @@
+"""The ASGI application of the OpenAI API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Route
+
+from pipeline.errors import PipelineError
+from server.api.chat import chat_completions
+from server.api.completions import completions
+from server.api.errors import ApiError, respond
+from server.api.models import list_models, show_model
+from server.api.request_id import RequestIdMiddleware
+from server.api.service import Service
+
+# `Exception` is for what nobody foresaw: Starlette answers with it, then raises it for the server to log.
+HANDLED = (ApiError, PipelineError, HTTPException, ClientDisconnect, Exception)
+
+
+def create_app(service: Service, extra_routes: Sequence[BaseRoute] = ()) -> Starlette:
+    """The application over `service`.
+
+    extra_routes: tried first; their handlers may raise ApiError and find the service in `request.app.state`.
+    """
+    routes = [
+        *extra_routes,
+        Route("/v1/chat/completions", chat_completions, methods=["POST"]),
+        Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/models", list_models, methods=["GET"]),
+        Route("/v1/models/{model_id:path}", show_model, methods=["GET"]),
+    ]
+    app = Starlette(
+        routes=routes,
+        middleware=[Middleware(RequestIdMiddleware)],
+        exception_handlers=dict.fromkeys(HANDLED, respond),
+    )
+    app.state.service = service
+    return app

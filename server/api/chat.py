@@ -1,0 +1,108 @@
+"""POST /v1/chat/completions"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pipeline.request import FinishReason, GenerationRequest
+from server.api import params
+from server.api.body import read_body
+from server.api.generation import Choice, Job, Piece, SequenceSpec
+from server.api.logprobs import chat_logprobs
+from server.api.schemas import ChatBody, parse
+from server.api.service import ServedModel, Service
+from server.api.streaming import streamed, whole
+from server.api.templates import chat_prompt
+
+
+async def chat_completions(request: Request) -> Response:
+    service: Service = request.app.state.service
+    body = parse(ChatBody, await read_body(request, service.max_body_bytes))
+    service.note_unknown_fields(body.unknown_fields())
+    model, generator = service.serving(body.model)
+    dialect = ChatDialect(model, body)
+    spec = await asyncio.to_thread(_spec, body, model, dialect.id)
+    job = Job(service, model, generator, [spec])
+    if body.stream:
+        return await streamed(request, job, dialect, service.keep_alive_interval)
+    return await whole(request, job, dialect)
+
+
+def _spec(body: ChatBody, model: ServedModel, request_id: str) -> SequenceSpec:
+    params.check_stream_options(body)
+    sampling = params.sampling(body, model, params.chat_logprobs(body))
+    asked = params.chat_max_tokens(body)
+    prompt = chat_prompt(body, model)
+    return SequenceSpec(
+        GenerationRequest(
+            id=request_id,
+            prompt=tuple(prompt),
+            params=sampling,
+            max_tokens=params.fit(prompt, asked, body, model, "messages"),
+        ),
+        stops=tuple(body.stop or ()),
+    )
+
+
+@dataclass
+class ChatDialect:
+    """Objects `chat.completion` and `chat.completion.chunk`."""
+
+    model: ServedModel
+    body: ChatBody
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self._vocabulary = self.model.vocabulary if self.body.logprobs else None
+
+    def document(self, choices: list[Choice], usage: dict[str, int]) -> dict[str, Any]:
+        shown = [
+            {
+                "index": choice.index,
+                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "logprobs": self._logprobs(choice),
+                "finish_reason": choice.finish,
+            }
+            for choice in choices
+        ]
+        return {**self._head("chat.completion"), "choices": shown, "usage": usage}
+
+    def opening(self) -> Iterable[dict[str, Any]]:
+        yield self._chunk(0, {"role": "assistant", "content": ""})
+
+    def delta(self, piece: Piece) -> dict[str, Any]:
+        return self._chunk(piece.index, {"content": piece.text}, logprobs=self._logprobs(piece))
+
+    def finish(self, index: int, reason: FinishReason) -> dict[str, Any]:
+        return self._chunk(index, {}, finish=reason)
+
+    def usage(self, usage: dict[str, int]) -> dict[str, Any] | None:
+        if not self.body.include_usage:
+            return None
+        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, Any],
+        logprobs: dict[str, Any] | None = None,
+        finish: FinishReason | None = None,
+    ) -> dict[str, Any]:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
+        return {**chunk, "usage": None} if self.body.include_usage else chunk
+
+    def _logprobs(self, part: Choice | Piece) -> dict[str, Any] | None:
+        return chat_logprobs(part.spans, self._vocabulary) if self._vocabulary else None
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model.id}

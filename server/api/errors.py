@@ -1,0 +1,188 @@
+"""Every error of the HTTP API, in one tree, and the one place where errors become responses.
+
+    ApiError                  status, type, code, param, message
+    ├── InvalidRequest        400, names the field in `param`
+    ├── UnknownModel          404 model_not_found
+    ├── BodyTooLarge          413 request_too_large
+    ├── Overloaded            503 overloaded, with Retry-After
+    └── NotReady              503 not_ready, with Retry-After
+
+Errors of the engine (`pipeline.errors`) and of routing (`HTTPException`) keep their own types; `failure_of`
+knows what each of them means to a client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from pipeline.errors import ContextTooLong, EngineStopped, PipelineError, QueueFull
+from server.api.wire import to_json
+
+RETRY_AFTER_S = 2
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it, it is for the access log
+
+log = structlog.get_logger(__name__)
+
+
+class ApiError(Exception):
+    """An error with a fixed meaning for the client."""
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.code
+
+
+class InvalidRequest(ApiError):
+    """The request can't be served as it stands, and will never be."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class UnknownModel(ApiError):
+    """The request asks for a model that is not served here."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class BodyTooLarge(ApiError):
+    """The request body exceeds the configured limit."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class Overloaded(ApiError):
+    """Too many requests at once, or no first token in time."""
+
+    status = 503
+    code = "overloaded"
+
+
+class NotReady(ApiError):
+    """The model is not serving yet, or no more."""
+
+    status = 503
+    code = "not_ready"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a client sees of an error."""
+
+    status: int
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self) -> dict[str, Any]:
+        error = {
+            "message": self.message,
+            "type": self.type,
+            "param": self.param,
+            "code": self.code,
+        }
+        return {"error": error}
+
+
+def failure_of(exc: Exception, request_id: str) -> Failure:
+    """What `exc` means to the client of the request `request_id`.
+
+    Anything unforeseen is a 500 that names the request id and nothing of the inside.
+    """
+    if isinstance(exc, ApiError):
+        headers = {"retry-after": str(RETRY_AFTER_S)} if exc.status == 503 else {}
+        return Failure(exc.status, exc.message, exc.type, exc.param, exc.code, headers)
+    if isinstance(exc, PipelineError):
+        return _engine_failure(exc, request_id)
+    if isinstance(exc, HTTPException):
+        return _routing_failure(exc)
+    if isinstance(exc, ClientDisconnect):
+        return Failure(
+            CLIENT_CLOSED_REQUEST, "The client closed the connection.", "invalid_request_error"
+        )
+    return _internal_error(request_id)
+
+
+def _engine_failure(exc: PipelineError, request_id: str) -> Failure:
+    if isinstance(exc, ContextTooLong):
+        return Failure(400, str(exc), "invalid_request_error", code="context_length_exceeded")
+    retry = {"retry-after": str(RETRY_AFTER_S)}
+    if isinstance(exc, QueueFull):
+        return Failure(503, str(exc), "server_error", code="overloaded", headers=retry)
+    if isinstance(exc, EngineStopped):
+        return Failure(503, str(exc), "server_error", code="not_ready", headers=retry)
+    return _internal_error(request_id)
+
+
+def _routing_failure(exc: HTTPException) -> Failure:
+    kind = "invalid_request_error" if exc.status_code < 500 else "server_error"
+    return Failure(exc.status_code, exc.detail, kind, headers=exc.headers or {})
+
+
+def _internal_error(request_id: str) -> Failure:
+    message = f"The server had an error while serving this request (request id {request_id})."
+    return Failure(500, message, "server_error", code="internal_error")
+
+
+async def respond(request: Request, exc: Exception) -> Response:
+    """The exception handler of the application, for every kind of exception."""
+    request_id = request.state.request_id
+    failure = failure_of(exc, request_id)
+    if failure.status == 404 and isinstance(exc, HTTPException):
+        failure = Failure(404, f"Unknown path: {request.url.path}", failure.type)
+    if failure.status == 405:
+        message = f"{request.url.path} does not take {request.method}."
+        failure = Failure(405, message, failure.type, headers=failure.headers)
+    if failure.code == "internal_error":
+        log.error("request failed", request_id=request_id, exc_info=exc)
+    return Response(
+        to_json(failure.body()),
+        status_code=failure.status,
+        media_type="application/json",
+        # Set here too: an unforeseen error is answered outside of the middleware that sets it.
+        headers={**failure.headers, "x-request-id": request_id},
+    )
+
+
+def invalid_field(error: ValidationError) -> InvalidRequest:
+    """The first problem that pydantic found, as a sentence with the path of the field."""
+    found = error.errors(include_url=False)
+    # A field that is refused explains more than another one that is missing because of it.
+    details = next((each for each in found if each["type"] == "unsupported"), found[0])
+    path = ".".join(str(part) for part in details["loc"])
+    code = "unsupported_parameter" if details["type"] == "unsupported" else None
+    return InvalidRequest(_sentence(path, details), param=path or None, code=code)
+
+
+def _sentence(path: str, details: ErrorDetails) -> str:
+    if details["type"] == "missing":
+        return f"{path} is required."
+    if details["type"] == "model_type":
+        return f"{path} must be an object."
+    problem = details["msg"]
+    if details["type"] in {"unsupported", "value_error", "bad_value"}:
+        return f"{path}: {problem}."
+    given = repr(details["input"])
+    shown = given if len(given) <= 80 else given[:77] + "..."
+    return f"{path or 'The body'}: {problem[:1].lower()}{problem[1:]}, got {shown}."

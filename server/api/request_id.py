@@ -1,0 +1,41 @@
+"""One id per HTTP request: taken from the client or made here, logged and sent back."""
+
+from __future__ import annotations
+
+import re
+import uuid
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+HEADER = "x-request-id"
+_ACCEPTABLE = re.compile(
+    r"[\x21-\x7e]{1,128}"
+)  # printable ASCII without spaces: safe in a log line
+
+
+class RequestIdMiddleware:
+    """Sets `request.state.request_id` and the header of the response."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _id_for(Headers(scope=scope).get(HEADER, ""))
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[HEADER] = request_id
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await self._app(scope, receive, send_with_id)
+
+
+def _id_for(given: str) -> str:
+    return given if _ACCEPTABLE.fullmatch(given) else f"req_{uuid.uuid4().hex}"

@@ -1,0 +1,255 @@
+"""Request bodies of Chat Completions and Completions, as they stand on the wire.
+
+Every optional field takes null for absent, as OpenAI has it.  A field that is known but not served is
+annotated with `only`: just the values that change nothing are accepted.  Fields not declared are unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
+from pydantic_core import PydanticCustomError, from_json
+
+from server.api.errors import InvalidRequest, invalid_field
+
+MAX_STOP_CHARS = 1000  # scanning for a stop string costs its length at each token
+
+INT64 = Field(ge=-(1 << 63), lt=1 << 63)
+
+
+class Unserved:
+    """Validator of a known field that is not served: accepts `harmless` values only."""
+
+    def __init__(self, *harmless: Any) -> None:
+        self._harmless = harmless
+
+    def __call__(self, value: Any) -> Any:
+        # 1 == True, so the types are compared too.
+        if value is None or any(type(value) is type(h) and value == h for h in self._harmless):
+            return value
+        raise PydanticCustomError("unsupported", "this server does not support it")
+
+
+def only(*harmless: Any) -> AfterValidator:
+    """Annotation of a known field that is not served."""
+    return AfterValidator(Unserved(*harmless))
+
+
+def _one_or_many(value: Any) -> Any:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list):
+        return value
+    raise PydanticCustomError("bad_value", "must be a string or a list of strings")
+
+
+Positive = Annotated[StrictInt, Field(ge=1)]
+Natural = Annotated[StrictInt, Field(ge=0)]
+Fraction = Annotated[StrictFloat, Field(ge=0, le=1)]
+Penalty = Annotated[StrictFloat, Field(ge=-2, le=2)]
+Bias = Annotated[StrictFloat, Field(ge=-100, le=100)]
+StopString = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_CHARS)]
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    def unknown_fields(self) -> Iterator[str]:
+        yield from self.model_extra or ()
+
+
+class StreamOptions(Part):
+    include_usage: StrictBool | None = None
+
+
+class GenerationBody(Part):
+    """The fields that both endpoints have."""
+
+    model: Annotated[StrictStr, Field(min_length=1)]
+    max_tokens: Positive | None = None
+    temperature: Annotated[StrictFloat, Field(ge=0, le=2)] | None = None
+    top_p: Fraction | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | None = None
+    seed: Annotated[StrictInt, INT64] | None = None
+    stop: Annotated[list[StopString], BeforeValidator(_one_or_many), Field(max_length=4)] | None = (
+        None
+    )
+    stream: StrictBool | None = None
+    stream_options: StreamOptions | None = None
+    user: StrictStr | None = None  # for the provider's statistics; changes no answer
+
+    top_k: Annotated[StrictInt, Field(ge=-1)] | None = None
+    min_p: Fraction | None = None
+    # Within what float32 logits survive: 1e-300 would make them infinite.
+    repetition_penalty: Annotated[StrictFloat, Field(ge=0.01, le=100)] | None = None
+    stop_token_ids: list[Natural] | None = None
+    ignore_eos: StrictBool | None = None
+    min_tokens: Natural | None = None
+
+    n: Annotated[Any, only(1)] = None
+    guided_json: Annotated[Any, only()] = None
+    guided_regex: Annotated[Any, only()] = None
+    guided_choice: Annotated[Any, only()] = None
+    guided_grammar: Annotated[Any, only()] = None
+    structured_outputs: Annotated[Any, only()] = None
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def unknown_fields(self) -> Iterator[str]:
+        yield from super().unknown_fields()
+        if self.stream_options:
+            yield from (f"stream_options.{name}" for name in self.stream_options.unknown_fields())
+
+
+def _text_only(value: Any) -> Any:
+    if isinstance(value, dict) and isinstance(kind := value.get("type"), str) and kind != "text":
+        raise PydanticCustomError(
+            "bad_value",
+            "content parts of type {kind} are not supported, only text",
+            {"kind": repr(kind[:40])},
+        )
+    return value
+
+
+class TextPart(Part):
+    type: Literal["text"]
+    text: StrictStr
+
+
+def _as_parts(value: Any) -> Any:
+    if isinstance(value, str):
+        return [{"type": "text", "text": value}]
+    if isinstance(value, list):
+        return value
+    raise PydanticCustomError("bad_value", "must be a string or a list of text parts")
+
+
+def _served_role(value: Any) -> Any:
+    if value in ("tool", "function"):
+        raise PydanticCustomError("unsupported", "this server does not support tools")
+    return value
+
+
+class Message(Part):
+    role: Annotated[
+        Literal["system", "developer", "user", "assistant"], BeforeValidator(_served_role)
+    ]
+    content: Annotated[
+        list[Annotated[TextPart, BeforeValidator(_text_only)]],
+        BeforeValidator(_as_parts),
+        Field(min_length=1),
+    ]
+    name: StrictStr | None = None
+    tool_calls: Annotated[Any, only([])] = None
+    function_call: Annotated[Any, only()] = None
+    tool_call_id: Annotated[Any, only()] = None
+    audio: Annotated[Any, only()] = None
+    refusal: Annotated[Any, only()] = None
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content)
+
+    def unknown_fields(self) -> Iterator[str]:
+        yield from (f"messages[].{name}" for name in super().unknown_fields())
+        for part in self.content:
+            yield from (f"messages[].content[].{name}" for name in part.unknown_fields())
+
+
+class ChatBody(GenerationBody):
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Positive | None = None
+    logprobs: StrictBool | None = None
+    top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    tools: Annotated[Any, only([])] = None
+    tool_choice: Annotated[Any, only("none", "auto")] = None
+    parallel_tool_calls: Annotated[Any, only(True, False)] = None
+    functions: Annotated[Any, only([])] = None
+    function_call: Annotated[Any, only("none", "auto")] = None
+    response_format: Annotated[Any, only({"type": "text"})] = None
+    reasoning_effort: Annotated[Any, only()] = None
+    modalities: Annotated[Any, only(["text"])] = None
+    audio: Annotated[Any, only()] = None
+    prediction: Annotated[Any, only()] = None
+    web_search_options: Annotated[Any, only()] = None
+    store: Annotated[Any, only(False)] = None
+    verbosity: Annotated[Any, only("medium")] = None
+
+    def unknown_fields(self) -> Iterator[str]:
+        yield from super().unknown_fields()
+        for message in self.messages:
+            yield from message.unknown_fields()
+
+
+def _is_token_ids(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(type(item) is int for item in value)
+
+
+def _prompts(value: Any) -> list[str | list[int]]:
+    """All four forms of a prompt as a list of prompts."""
+    if isinstance(value, str):
+        return [value]
+    if _is_token_ids(value):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(isinstance(item, str) for item in value):
+            return value
+        if all(_is_token_ids(item) for item in value):
+            return value
+    raise PydanticCustomError(
+        "bad_value",
+        "must be a string, a list of strings, a list of token ids or a list of such lists, not empty",
+    )
+
+
+class CompletionBody(GenerationBody):
+    prompt: Annotated[Any, AfterValidator(_prompts)]
+    logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
+
+    best_of: Annotated[Any, only(1)] = None
+    echo: Annotated[Any, only(False)] = None
+    suffix: Annotated[Any, only("")] = None
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        prompts: list[str | list[int]] = self.prompt
+        return prompts
+
+
+B = TypeVar("B", bound=GenerationBody)
+
+
+def parse(kind: type[B], body: bytes) -> B:
+    """The validated request in `body`; raises InvalidRequest naming the field.
+
+    Depth is limited by the JSON parser (about 200 levels).
+    """
+    try:
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    try:
+        return kind.model_validate(value)
+    except ValidationError as error:
+        raise invalid_field(error) from error

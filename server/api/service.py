@@ -1,0 +1,86 @@
+"""What the HTTP side is given: the model it serves, the engine behind it, and its limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import structlog
+
+from pipeline.request import Generator
+from server.api.errors import NotReady, Overloaded, UnknownModel
+from server.api.vocabulary import Tokenizer, Vocabulary
+
+MAX_NAMES_LOGGED = 256  # a client that invents field names must not fill memory or the log
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """The model that answers.  `end_tokens` end a sequence unless a request says ignore_eos."""
+
+    id: str
+    tokenizer: Tokenizer
+    max_model_len: int  # tokens, prompt and output together
+    created: int  # Unix time, seconds
+    end_tokens: tuple[int, ...]
+    aliases: tuple[str, ...] = ()
+
+    def answers_to(self, name: str) -> bool:
+        return name == self.id or name in self.aliases
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(self.tokenizer)
+
+
+@dataclass
+class Service:
+    """One per process.  `model` and `generator` are None while the model loads."""
+
+    readiness: Callable[
+        [], str | None
+    ]  # why nothing can be served at the moment; None: all is well
+    model: ServedModel | None = None
+    generator: Generator | None = None
+    max_body_bytes: int = 8 << 20
+    max_concurrent_requests: int = 100  # sequences, each prompt of a list counts
+    first_token_timeout: float = 60.0  # seconds
+    keep_alive_interval: float = 15.0  # seconds between comments in a stream
+    running: int = field(default=0, init=False)
+    _logged: set[str] = field(default_factory=set, init=False)
+
+    def serving(self, name: str) -> tuple[ServedModel, Generator]:
+        """The model called `name` and its engine; raises NotReady or UnknownModel."""
+        reason = self.readiness()
+        if reason is not None:
+            raise NotReady(reason)
+        if self.model is None or self.generator is None:
+            raise NotReady("The model is still loading.")
+        if not self.model.answers_to(name):
+            message = f"The model {name!r} is not served here; this server has {self.model.id!r}."
+            raise UnknownModel(message, param="model")
+        return self.model, self.generator
+
+    @contextmanager
+    def admitted(self, sequences: int) -> Iterator[None]:
+        """Hold places for `sequences` sequences; raises Overloaded when there are too few."""
+        if self.running + sequences > self.max_concurrent_requests:
+            raise Overloaded(
+                f"The server is at its limit of {self.max_concurrent_requests} concurrent requests."
+            )
+        self.running += sequences
+        try:
+            yield
+        finally:
+            self.running -= sequences
+
+    def note_unknown_fields(self, names: Iterable[str]) -> None:
+        """Log each field name that is ignored, the first time it is seen."""
+        for name in names:
+            if name not in self._logged and len(self._logged) < MAX_NAMES_LOGGED:
+                self._logged.add(name)
+                log.warning("unknown request field ignored", field=name[:80])
