@@ -57,6 +57,7 @@ class EngineStats:
     groups: tuple[tuple[int, ...], ...]
     steps: int
     last_step_age: float | None  # seconds; None before the first step
+    busy: float  # seconds since there last was nothing to do
     generated_tokens: int
     prompt_tokens: int
 
@@ -80,6 +81,7 @@ class Engine:
         self._stopping = False
         self._closed: Exception | None = None  # what every later request is told
         self._last_progress = time.monotonic()
+        self._busy_since: float | None = None
         self._generated = self._prompted = 0
         self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Outcome], Outcome]]]
         self._outbox = {}
@@ -114,6 +116,7 @@ class Engine:
             groups=scheduler.groups,
             steps=worker.steps,
             last_step_age=age,
+            busy=0.0 if self._busy_since is None else time.monotonic() - self._busy_since,
             generated_tokens=self._generated,
             prompt_tokens=self._prompted,
         )
@@ -304,6 +307,8 @@ class Engine:
             self._post(running, error)
         else:
             self._requests[running.sequence] = running
+            if self._busy_since is None:
+                self._busy_since = time.monotonic()
         return running
 
     def _cancel(self, submitted: list[_Running]) -> None:
@@ -314,6 +319,8 @@ class Engine:
     def _forget(self, request: _Running) -> None:
         del self._requests[request.sequence]
         self._scheduler.finish(request.sequence)
+        if not self._requests:
+            self._busy_since = None
 
     def _begin_stop(self) -> None:
         self._stopping = True

@@ -24,7 +24,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tokens alone, in any batch, over any number of ranks, and after a resume.
     """
 
-    seed: Annotated[int, msgspec.Meta(ge=0, lt=1 << 63)] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
     temperature: Annotated[float, msgspec.Meta(ge=0.0)] = 1.0  # 0: greedy
     top_p: Probability = 1.0
     top_k: Count = 0  # 0: off

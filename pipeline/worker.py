@@ -186,7 +186,7 @@ class Worker:
         sampled = self._sampler(logits[:, -1], work.sequences)
         seconds = self._await_input(step)
         started = time.monotonic()
-        tokens, logprobs = sampled.resolve()
+        tokens, logprobs = sampled.record()
         if settle is not None:
             evaluate(states(settle))
         took = time.monotonic() - started

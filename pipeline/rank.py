@@ -1,0 +1,292 @@
+"""The life of one rank, in the engine thread: meet, plan, load, link, work.
+
+Everything that touches MLX happens in this one thread.  The asyncio side follows through futures and a report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from enum import Enum
+
+import mlx.core as mx
+import structlog
+from mlx.utils import tree_flatten
+
+from config import DEMO, Config, ConfigError
+from pipeline.checkpoint import Checkpoint, Progress
+from pipeline.demo_model import ensure_demo_model
+from pipeline.engine import Engine
+from pipeline.errors import EngineFault, FrameError, ModelError, PipelineError, TransportError
+from pipeline.frames import Loaded
+from pipeline.link import Links, join, listen
+from pipeline.meeting import Meeting, agree, make_card, meet, place_layers
+from pipeline.plan import LayerRange, Plan
+from pipeline.plan.resources import this_node
+from pipeline.ring import Ring
+from pipeline.sampler import Sampler
+from pipeline.scheduler import Limits, Scheduler
+from pipeline.worker import Worker
+
+log = structlog.get_logger()
+
+LOAD_TIMEOUT = 24 * 3600.0
+"""Seconds that the slowest node may take to fetch and load its weights; a node that dies meanwhile closes its link."""
+
+CPU_CHUNK, GPU_CHUNK = 128, 512
+"""Prompt tokens per prefill step where the configuration leaves it open."""
+
+
+class Phase(Enum):
+    """How far a rank has come."""
+
+    JOINING = "joining"
+    LOADING = "loading"
+    READY = "ready"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What this rank holds, as planned before loading."""
+
+    meeting: Meeting
+    checkpoint: Checkpoint
+    plan: Plan
+
+    @property
+    def layers(self) -> LayerRange:
+        """The layers of this rank, half-open."""
+        return self.plan.ranges[self.meeting.rank]
+
+    @property
+    def last(self) -> bool:
+        """Whether this rank samples."""
+        return self.meeting.rank == self.meeting.size - 1
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Bytes, from MLX's own counters."""
+
+    active: int
+    peak: int
+    cache: int
+    limit: int  # what weights and caches may take
+
+
+class Rank:
+    """Start it once; `placed`, `loaded` and `ended` resolve in this order, or all fail with the reason."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.phase = Phase.JOINING
+        self.placed: Future[Placement] = Future()
+        self.loaded: Future[Engine | None] = Future()  # the engine on rank 0
+        self.ended: Future[None] = Future()
+        self.load_progress = 0.0  # 0 to 1, of `activity`
+        self.activity = "joining the other ranks"
+        self.parameter_bytes = 0
+        self.worker: Worker | None = None
+        self._links: Links | None = None
+        self._engine: Engine | None = None
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Rank 0: finish the step at hand and let the ring end.  Elsewhere: rank 0's goodbye does it."""
+        self._stopping.set()
+        if self._engine is not None:
+            self._engine.stop()
+
+    def abort(self) -> None:
+        """Close the links: a rank that waits for its neighbours ends at once."""
+        self._stopping.set()
+        if self._links is not None:
+            self._links.close()
+
+    def memory(self) -> MemoryReport:
+        """What MLX holds at this moment.  Any thread."""
+        limit = self.placed.result().meeting.card.memory_bytes if self.placed.done() else 0
+        return MemoryReport(
+            mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory(), limit
+        )
+
+    def traffic(self) -> tuple[int, int, int, int]:
+        """Frames sent, frames received, bytes sent, bytes received on the frame links."""
+        if self._links is None:
+            return 0, 0, 0, 0
+        out, into = self._links.outbound, self._links.inbound
+        return out.sent_frames, into.received_frames, out.sent_bytes, into.received_bytes
+
+    def _main(self) -> None:
+        try:
+            self._live()
+        except Exception as error:
+            self.phase = Phase.ENDED
+            ended_by_us = self._stopping.is_set() and isinstance(error, TransportError)
+            for future in (self.placed, self.loaded):
+                if not future.done():
+                    future.set_exception(error)
+            if ended_by_us:
+                self.ended.set_result(None)
+                return
+            self.ended.set_exception(error)
+            if not isinstance(error, (PipelineError, ConfigError)):
+                raise  # a bug: let the thread's traceback be seen
+        else:
+            self.phase = Phase.ENDED
+            self.ended.set_result(None)
+
+    def _live(self) -> None:
+        ring = Ring()
+        placement = self._place(ring)
+        self.phase = Phase.LOADING
+        self.placed.set_result(placement)
+        self._load(ring, placement)
+        try:
+            self._work(ring, placement)
+        finally:
+            if self._links is not None:
+                self._links.close()
+
+    def _place(self, ring: Ring) -> Placement:
+        """Meet the other ranks, agree on the plan, connect the frame links."""
+        config = self.config
+        node = config.node_of_rank(ring.rank, ring.size)
+        memory = this_node(node.memory_share, node.memory)
+        problem: Exception | None = None
+        checkpoint: Checkpoint | None = None
+        try:
+            checkpoint = open_checkpoint(config, self._on_progress)
+        except (ModelError, ConfigError) as error:
+            problem = error
+        card = make_card(
+            node,
+            memory,
+            settings=_settings_digest(config),
+            fingerprint=checkpoint.fingerprint if checkpoint else "",
+            error=str(problem or ""),
+        )
+        meeting = meet(ring, config, card)
+        if checkpoint is None:
+            raise EngineFault("a rank without a model was let in")
+        try:
+            plan = place_layers(config, meeting, checkpoint.costs())
+            listener = listen(meeting.host, meeting.node.ports.communication)
+        except (PipelineError, ConfigError, OSError) as error:
+            agree(ring, meeting, error)
+            raise
+        agree(ring, meeting, None)
+        if ring.size == 1:
+            listener.close()
+        else:
+            self._links = join(
+                listener,
+                ring.rank,
+                meeting.peers,
+                meeting.epoch,
+                config.network.connect_timeout,
+                self._stopping.is_set,
+            )
+        return Placement(meeting, checkpoint, plan)
+
+    def _load(self, ring: Ring, placement: Placement) -> None:
+        layers, checkpoint = placement.layers, placement.checkpoint
+        stage = checkpoint.load_stage(layers.start, layers.end, self._on_progress)
+        self.parameter_bytes = sum(a.nbytes for _, a in tree_flatten(stage.model.parameters()))
+        blueprint = checkpoint.blueprint()
+        timeout = self.config.network.step_timeout
+        sampler = Sampler(checkpoint.config["vocab_size"]) if placement.last else None
+        self.worker = Worker(stage, blueprint.passes, ring, self._links, sampler, timeout)
+        kv_tokens = self._agree_on_loaded(ring, self._kv_tokens(placement))
+        if ring.rank == 0:
+            limits = self._limits(placement, kv_tokens)
+            self._engine = Engine(Scheduler(limits), self.worker, self._links, timeout)
+        self.phase = Phase.READY
+        self.loaded.set_result(self._engine)
+
+    def _agree_on_loaded(self, ring: Ring, kv_tokens: int | None) -> int | None:
+        """Wait until all ranks have their weights; the cache entries that fit on the tightest one."""
+        links = self._links
+        if links is None:
+            return kv_tokens
+        if ring.rank == 0:
+            links.outbound.send(Loaded(kv_tokens), self.config.network.step_timeout)
+        frame = links.inbound.receive(LOAD_TIMEOUT)
+        if not isinstance(frame, Loaded):
+            raise FrameError(f"{frame!r} arrived where Loaded was expected")
+        known = [count for count in (kv_tokens, frame.kv_tokens) if count is not None]
+        tightest = min(known, default=None)
+        if ring.rank != 0:
+            links.outbound.send(Loaded(tightest), self.config.network.step_timeout)
+        return tightest
+
+    def _work(self, ring: Ring, placement: Placement) -> None:
+        if self._stopping.is_set():
+            return
+        if self._engine is not None:
+            self._engine.run()
+        elif self.worker is not None:
+            self.worker.serve()
+
+    def _kv_tokens(self, placement: Placement) -> int | None:
+        """Cache entries for which this node has memory, or None where the architecture does not tell their size."""
+        costs, layers = placement.checkpoint.costs(), placement.layers
+        if costs.kv_bytes_per_token is None:
+            return None
+        per_token = sum(costs.kv_bytes_per_token[layers.start : layers.end])
+        if per_token == 0:
+            return None
+        free = placement.meeting.card.memory_bytes - self.parameter_bytes
+        return max(0, int(free * self.config.scheduler.kv_memory_share)) // per_token
+
+    def _limits(self, placement: Placement, kv_tokens: int | None) -> Limits:
+        scheduler, gateway = self.config.scheduler, self.config.api_gateway
+        blueprint = placement.checkpoint.blueprint()
+        chunk = scheduler.prefill_chunk_tokens
+        if chunk is None:
+            chunk = GPU_CHUNK if mx.default_device() == mx.Device(mx.gpu) else CPU_CHUNK
+        return Limits(
+            stages=placement.meeting.size,
+            max_requests=gateway.max_concurrent_requests,
+            max_running=gateway.max_concurrent_requests,
+            max_group=scheduler.max_batch_size if blueprint.batchable else 1,
+            prefill_chunk=chunk,
+            context=max_model_len(self.config, placement.checkpoint),
+            kv_tokens=kv_tokens,
+            groups=scheduler.groups,
+            loops=blueprint.passes,
+        )
+
+    def _on_progress(self, what: str, done: int, total: int) -> None:
+        self.activity = what
+        self.load_progress = done / total if total else 1.0
+
+
+def open_checkpoint(config: Config, progress: Progress) -> Checkpoint:
+    """The configured model's files.
+
+    Raises ModelError.
+    """
+    model = config.model
+    source = str(ensure_demo_model()) if model.source == DEMO else model.source
+    return Checkpoint.open(source, model.revision, model.trust_remote_code, progress)
+
+
+def max_model_len(config: Config, checkpoint: Checkpoint) -> int | None:
+    """Longest sequence in tokens: the smaller of what is configured and what the model allows."""
+    known = [n for n in (config.model.max_model_len, checkpoint.max_model_len) if n is not None]
+    return min(known, default=None)
+
+
+def _settings_digest(config: Config) -> str:
+    """Equal on nodes whose configuration of the model, the nodes and the cluster is equal."""
+    parts = (config.cluster, config.model, dict(config.nodes))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

@@ -1,0 +1,63 @@
+"""python -m server: one rank.  mlx.launch starts one on each node; alone it serves the model by itself."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+import threading
+
+from config import ConfigError, Settings, add_arguments, from_arguments, render
+
+EXIT_STARTUP = 1  # configuration, model or ports: starting again does not help
+EXIT_LOST = 3  # the ring broke or the engine failed after the start: starting again may help
+
+
+def main() -> int:
+    """Exit status 0 after an orderly stop, EXIT_STARTUP or EXIT_LOST otherwise, with a `fatal:` line on stderr."""
+    parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    try:
+        settings = from_arguments(arguments, os.environ)
+    except ConfigError as error:
+        return _fatal(str(error), EXIT_STARTUP)
+    if arguments.print_config:
+        print(render(settings))
+        return 0
+    return serve(settings)
+
+
+def serve(settings: Settings) -> int:
+    """Run this rank to its end; returns the exit status."""
+    # Imported here: MLX and mlx-lm take a second to load, --print-config does not need them.
+    from pipeline.errors import EngineFault, ModelError, PipelineError, PlanError, TransportError
+    from pipeline.meeting import MeetingFailed
+    from server import logs
+    from server.node.serve import StartupFailed
+    from server.process import RankProcess
+    from server.rpc.errors import BindError, CoordinatorError
+
+    logs.configure()
+    try:
+        asyncio.run(RankProcess(settings).run())
+    except (ConfigError, ModelError, PlanError, MeetingFailed, BindError, StartupFailed, OSError) as error:
+        return _fatal(str(error), EXIT_STARTUP)
+    except (TransportError, EngineFault, CoordinatorError, PipelineError) as error:
+        return _fatal(str(error), EXIT_LOST)
+    return 0
+
+
+def _fatal(message: str, status: int) -> int:
+    print(f"fatal: {message}", file=sys.stderr, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if any(thread.name == "engine" and thread.is_alive() for thread in threading.enumerate()):
+        os._exit(code)  # the engine thread hangs inside MLX, which no Python exit can end
+    sys.exit(code)

@@ -1,0 +1,122 @@
+"""A rank's part in the control plane: who it is, how it is, and what changes at run time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import structlog
+import yaml
+
+from config import ConfigError, Settings
+from config.lookup import is_dynamic
+from config.keys import parse_key
+from pipeline.rank import Phase, Placement, Rank
+from server.rpc.config_store import ConfigEntry
+from server.rpc.records import Counters, Memory, Ports, RankReport, RankState, Registration, Versions
+
+log = structlog.get_logger()
+
+_STATES = {
+    Phase.JOINING: RankState.STARTING,
+    Phase.LOADING: RankState.LOADING,
+    Phase.READY: RankState.READY,
+}
+
+
+def registration_of(placement: Placement, model: str) -> Registration:
+    """What this rank registers with."""
+    meeting, layers = placement.meeting, placement.layers
+    node, card = meeting.node, meeting.card
+    return Registration(
+        epoch=meeting.epoch,
+        rank=meeting.rank,
+        size=meeting.size,
+        node=node.name,
+        host=meeting.host,
+        pid=card.pid,
+        ports=Ports(node.ports.inference, node.ports.communication, node.ports.health),
+        layer_start=layers.start,
+        layer_end=layers.end,
+        num_layers=placement.checkpoint.num_layers,
+        model=model,
+        fingerprint=placement.checkpoint.fingerprint,
+        versions=Versions(
+            python=card.python,
+            mlx=card.versions["mlx"],
+            mlx_lm=card.versions["mlx-lm"],
+            project=card.versions["mlx-cluster"],
+        ),
+    )
+
+
+class Reporter:
+    """Makes the report that goes into heartbeats and onto the health port."""
+
+    def __init__(self, rank: Rank) -> None:
+        self._rank = rank
+        self.draining = False
+
+    def __call__(self) -> RankReport:
+        """How this rank is at this moment."""
+        rank = self._rank
+        state, reason = self._state()
+        memory = rank.memory()
+        stats = rank.worker.stats if rank.worker is not None else None
+        last = stats.last_step if stats is not None else None
+        return RankReport(
+            state=state,
+            reason=reason,
+            load_progress=rank.load_progress if state is RankState.LOADING else None,
+            parameter_bytes=rank.parameter_bytes,
+            memory=Memory(memory.active, memory.peak, memory.cache, memory.limit),
+            sequences=stats.sequences if stats is not None else 0,
+            last_step_age_s=None if last is None else time.monotonic() - last,
+            counters=Counters(*rank.traffic()),
+        )
+
+    def _state(self) -> tuple[RankState, str]:
+        rank = self._rank
+        if rank.phase is Phase.ENDED:
+            error = rank.ended.exception(timeout=0) if rank.ended.done() else None
+            return (RankState.FAILED, str(error)) if error else (RankState.DRAINING, "stopping")
+        if self.draining:
+            return RankState.DRAINING, "stopping"
+        return _STATES[rank.phase], ""
+
+
+class SettingsBackend:
+    """The coordinator's view of the settings; see server.rpc.config_store.ConfigBackend."""
+
+    def __init__(self, settings: Settings, on_change: Callable[[Settings], None]) -> None:
+        """`on_change` applies new settings to what is running."""
+        self.settings = settings
+        self._on_change = on_change
+
+    def entries(self) -> list[ConfigEntry]:
+        """Every value, by key."""
+        return [
+            ConfigEntry(row.key, row.value, row.origin, is_dynamic(parse_key(row.key)))
+            for row in self.settings.describe()
+        ]
+
+    def change(self, changes: Mapping[str, str]) -> Mapping[str, str]:
+        """Apply all changes, or none and return the refused keys with a reason each."""
+        refused = {}
+        values = {}
+        for key, text in changes.items():
+            try:
+                values[key] = yaml.safe_load(text)
+                self.settings.change({key: values[key]})
+            except (ConfigError, yaml.YAMLError) as error:
+                refused[key] = str(error)
+        if refused:
+            return refused
+        try:
+            settings = self.settings.change(values)
+        except ConfigError as error:  # each is right by itself, but not all together
+            return dict.fromkeys(changes, str(error))
+        self.settings = settings
+        self._on_change(settings)
+        log.info("settings changed", **{key.replace(".", "_"): value for key, value in values.items()})
+        return {}

@@ -1,0 +1,40 @@
+"""What every rank but the first adds: its inference port forwards to rank 0, its health port speaks for itself."""
+
+from __future__ import annotations
+
+from config import Settings
+from pipeline.engine import Engine
+from pipeline.rank import Placement
+from server.node.forward import ForwardLimits, forward_app
+from server.node.health import NodeView, health_app
+from server.node.serve import HttpServers, Listener, start_servers
+from server.rpc.client import CoordinatorClient
+
+
+class Follower:
+    """See server.process.Role."""
+
+    def __init__(self, settings: Settings, placement: Placement, view: NodeView) -> None:
+        meeting = placement.meeting
+        self._host, self._ports = meeting.host, meeting.node.ports
+        limits = ForwardLimits(max_body_bytes=settings.config.api_gateway.max_body_bytes)
+        self._forward = forward_app(meeting.hosts[0], meeting.nodes[0].ports.inference, limits)
+        self._health = health_app(view)
+        self._servers: HttpServers | None = None
+
+    async def start(self) -> None:
+        """Open both ports."""
+        self._servers = await start_servers(
+            [
+                Listener("inference", self._forward, self._host, self._ports.inference),
+                Listener("health", self._health, self._host, self._ports.health),
+            ]
+        )
+
+    async def serve(self, engine: Engine | None, client: CoordinatorClient) -> None:
+        """Nothing more to do: rank 0 serves."""
+
+    async def stop(self, grace: int) -> None:
+        """Close the ports."""
+        if self._servers is not None:
+            await self._servers.stop(grace)

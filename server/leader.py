@@ -1,0 +1,188 @@
+"""What rank 0 adds: the OpenAI API, the coordinator, and the word that the cluster is ready."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from importlib.metadata import version
+
+import structlog
+
+from config import Settings
+from pipeline.engine import Engine
+from pipeline.rank import Placement, max_model_len
+from pipeline.request import GenerationRequest, SamplingParams
+from pipeline.scheduler import Scheduler
+from server.api import ServedModel, Service, create_app
+from server.api.tokenizer import load_tokenizer
+from server.control import SettingsBackend
+from server.node.cluster_routes import ClusterView, EngineStats, cluster_routes, fault_of
+from server.node.health import NodeView, health_app
+from server.node.serve import HttpServers, Listener, start_servers
+from server.rpc.client import CoordinatorClient
+from server.rpc.coordinator import Coordinator
+from server.rpc.records import ClusterSnapshot, HealthPolicy
+from server.rpc.registry import ClusterRegistry
+
+log = structlog.get_logger()
+
+WARM_UP = SamplingParams(temperature=0.0)
+WARM_UP_TOKENS = 2
+UNKNOWN_LENGTH = 1 << 20  # tokens, where neither the model nor the configuration names a limit
+
+
+class Leader:
+    """See server.process.Role."""
+
+    def __init__(self, settings: Settings, placement: Placement, view: NodeView) -> None:
+        config = settings.config
+        self._settings, self._placement = settings, placement
+        self._meeting = placement.meeting
+        self._engine: Engine | None = None
+        self._warm = False
+        self._stopping = False
+        self._servers: HttpServers | None = None
+        self._registry = ClusterRegistry(
+            self._meeting.epoch, self._meeting.size, _health_policy(settings)
+        )
+        self._backend = SettingsBackend(settings, self._apply)
+        self._coordinator = Coordinator(self._registry, self._backend)
+        self._service = Service(
+            readiness=self._readiness,
+            max_body_bytes=config.api_gateway.max_body_bytes,
+            max_concurrent_requests=config.api_gateway.max_concurrent_requests,
+            first_token_timeout=config.api_gateway.timeout,
+        )
+        cluster = ClusterView(
+            name=config.cluster.name,
+            model=config.model.name,
+            version=version("mlx-cluster"),
+            hang_after_s=config.network.step_timeout,
+            snapshot=self._coordinator.snapshot,
+            engine_stats=self._stats,
+            uptime_s=view.uptime_s,
+        )
+        self._app = create_app(self._service, cluster_routes(cluster))
+        self._health = health_app(view)
+
+    async def start(self) -> None:
+        """Open all ports; the API answers 503 until the model is there."""
+        gateway, node = self._settings.config.api_gateway, self._meeting.node
+        self._servers = await start_servers(
+            [
+                Listener("gateway", self._app, gateway.host, gateway.port),
+                Listener("inference", self._app, self._meeting.host, node.ports.inference),
+                Listener("health", self._health, self._meeting.host, node.ports.health),
+            ]
+        )
+        coordinator = self._settings.config.coordinator
+        host = self._meeting.host if coordinator.host == "auto" else coordinator.host
+        await self._coordinator.start(host, coordinator.port)
+
+    async def serve(self, engine: Engine | None, client: CoordinatorClient) -> None:
+        """Load the tokenizer, wait for all ranks, run the pipeline once, then say that requests are welcome."""
+        assert engine is not None, "rank 0 has an engine"
+        self._engine = engine
+        model = await asyncio.to_thread(self._served_model)
+        async for snapshot in client.watch():
+            if snapshot.ready:
+                break
+        await _warm_up(engine)
+        self._service.model, self._service.generator = model, engine
+        self._warm = True
+        print(banner(self._settings, self._coordinator.snapshot()), file=sys.stdout, flush=True)
+
+    async def stop(self, grace: int) -> None:
+        """Refuse new requests, close the ports, end the coordinator."""
+        self._stopping = True
+        if self._servers is not None:
+            await self._servers.stop(grace)
+        await self._coordinator.stop(grace)
+
+    def _served_model(self) -> ServedModel:
+        config, checkpoint = self._settings.config, self._placement.checkpoint
+        tokenizer = load_tokenizer(
+            checkpoint.path, checkpoint.config, config.model.trust_remote_code
+        )
+        aliases = {config.model.source} - {config.model.name}
+        return ServedModel(
+            id=config.model.name,
+            tokenizer=tokenizer,
+            max_model_len=max_model_len(config, checkpoint) or UNKNOWN_LENGTH,
+            created=int(time.time()),
+            end_tokens=tuple(sorted(tokenizer.eos_token_ids)),
+            aliases=tuple(sorted(aliases)),
+        )
+
+    def _readiness(self) -> str | None:
+        """Why requests can't be served, or None."""
+        if self._stopping:
+            return "the server is stopping"
+        snapshot = self._coordinator.snapshot()
+        fault = fault_of(snapshot, self._stats(), self._settings.config.network.step_timeout)
+        if fault:
+            return fault
+        if self._warm:
+            return None
+        return snapshot.reason or "the model is being warmed up"
+
+    def _stats(self) -> EngineStats:
+        if self._engine is None:
+            return EngineStats()
+        stats = self._engine.stats()
+        return EngineStats(stats.running, stats.waiting, stats.last_step_age, stats.busy)
+
+    def _apply(self, settings: Settings) -> None:
+        """Let changed settings take effect at once."""
+        gateway, wanted = settings.config.api_gateway, settings.config.scheduler
+        self._registry.policy = _health_policy(settings)
+        self._service.max_concurrent_requests = gateway.max_concurrent_requests
+        self._service.first_token_timeout = gateway.timeout
+
+        def change(scheduler: Scheduler) -> None:
+            scheduler.reconfigure(
+                max_requests=gateway.max_concurrent_requests,
+                max_group=wanted.max_batch_size,
+                prefill_chunk=wanted.prefill_chunk_tokens,
+            )
+
+        if self._engine is not None:
+            self._engine.configure(change)
+
+
+async def _warm_up(engine: Engine) -> None:
+    """A prompt and two tokens through every stage, so that the first user does not wait for compilation."""
+    request = GenerationRequest(
+        id="warm-up", prompt=(0, 1, 2, 3), params=WARM_UP, max_tokens=WARM_UP_TOKENS
+    )
+    async for _ in engine.generate(request):
+        pass
+
+
+def _health_policy(settings: Settings) -> HealthPolicy:
+    coordinator = settings.config.coordinator
+    return HealthPolicy(coordinator.health_check_interval, coordinator.failure_threshold)
+
+
+def banner(settings: Settings, snapshot: ClusterSnapshot) -> str:
+    """What a person who started the cluster wants to see: where it is, which layers are where, what to try."""
+    config = settings.config
+    address = f"http://{config.api_gateway.host}:{config.api_gateway.port}"
+    lines = [f"\n{config.model.name} is served on {address} by {snapshot.size} ranks"]
+    for rank in snapshot.ranks:
+        first, last = rank.registration.layers
+        megabytes = (rank.report.parameter_bytes if rank.report else 0) / 1e6
+        lines.append(
+            f"  rank {rank.rank}  {rank.node:10}  layers {first:>3} to {last:<3}"
+            f" ({last - first + 1:>3})  {megabytes:9.1f} MB"
+        )
+    body = (
+        f'{{"model": "{config.model.name}", "messages": '
+        '[{"role": "user", "content": "What is the capital of France?"}]}'
+    )
+    lines += [
+        "Try:",
+        f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,203 @@
+"""One rank's process: the engine in its thread, the ports and the control plane in this asyncio loop.
+
+Start-up and shutdown are ordered short steps.  Every rank runs the same ones; what only rank 0 or only the
+others do stands in server.leader and server.follower.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import stat
+import time
+from collections.abc import Awaitable
+from importlib.metadata import version
+from typing import Protocol, TypeVar
+
+import structlog
+
+from config import Settings
+from pipeline.engine import Engine
+from pipeline.rank import Phase, Placement, Rank
+from server import logs
+from server.control import Reporter, registration_of
+from server.follower import Follower
+from server.leader import Leader
+from server.node.health import NodeView
+from server.rpc.client import CoordinatorClient
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+PROGRESS_SECONDS = 1.0
+LOADED_DEADLINE = 60.0  # seconds to register with the coordinator, which starts at the same time
+GOODBYE_SECONDS = 5.0
+"""How long a rank that was asked to stop waits for the ring to end in order."""
+
+HTTP_GRACE_SECONDS = 2
+
+
+class Stopped(Exception):
+    """The process was asked to stop before it had finished starting."""
+
+
+class Role(Protocol):
+    """What rank 0, and what every other rank, adds to the common life of a rank."""
+
+    async def start(self) -> None:
+        """Open the ports.  Raises PortInUse or BindError."""
+
+    async def serve(self, engine: Engine | None, client: CoordinatorClient) -> None:
+        """The weights are loaded."""
+
+    async def stop(self, grace: int) -> None:
+        """Close the ports; open responses get `grace` seconds."""
+
+
+class RankProcess:
+    """Runs until it is asked to stop or breaks."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.rank = Rank(settings.config)
+        self.reporter = Reporter(self.rank)
+        self.started = time.monotonic()
+        self._stop = asyncio.Event()
+        self._role: Role | None = None
+        self._client: CoordinatorClient | None = None
+        self._heartbeats: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Live.  Returns after an orderly stop; raises what ended the rank otherwise."""
+        self._watch_signals()
+        self._watch_parent()
+        self.rank.start()
+        progress = asyncio.create_task(self._show_progress())
+        try:
+            with contextlib.suppress(Stopped):
+                await self._start_up()
+                progress.cancel()
+                await self._until_end()
+        finally:
+            progress.cancel()
+            await self._shut_down()
+
+    async def _start_up(self) -> None:
+        placement = await self._unless_stopped(asyncio.wrap_future(self.rank.placed))
+        meeting = placement.meeting
+        logs.bind_rank(meeting.node.name, meeting.rank)
+        self._role = self._make_role(placement)
+        await self._role.start()
+        host = self.settings.config.coordinator.host
+        target = meeting.hosts[0] if host == "auto" else host
+        self._client = CoordinatorClient(
+            target, self.settings.config.coordinator.port, self.settings.config.network.rpc_timeout
+        )
+        registration = registration_of(placement, self.settings.config.model.name)
+        policy = await self._unless_stopped(self._client.register(registration, LOADED_DEADLINE))
+        self._heartbeats = asyncio.create_task(
+            self._client.run_heartbeats(registration, policy, self.reporter, self._on_config)
+        )
+        engine = await self._unless_stopped(asyncio.wrap_future(self.rank.loaded))
+        self._client.report_soon()
+        await self._unless_stopped(self._role.serve(engine, self._client))
+
+    def _make_role(self, placement: Placement) -> Role:
+        layers = placement.layers
+        view = NodeView(
+            rank=placement.meeting.rank,
+            node=placement.meeting.node.name,
+            model=self.settings.config.model.name,
+            version=version("mlx-cluster"),
+            layers=lambda: (layers.start, layers.end - 1),
+            report=self.reporter,
+            uptime_s=self.uptime,
+        )
+        if placement.meeting.rank == 0:
+            return Leader(self.settings, placement, view)
+        return Follower(self.settings, placement, view)
+
+    def uptime(self) -> float:
+        """Seconds since the process was started."""
+        return time.monotonic() - self.started
+
+    def _on_config(self, revision: int, changes: object) -> None:
+        log.info("settings changed", revision=revision, changes=changes)
+
+    async def _until_end(self) -> None:
+        """Wait for a signal, or for the part that breaks first."""
+        ended = asyncio.ensure_future(asyncio.wrap_future(self.rank.ended))
+        stop = asyncio.ensure_future(self._stop.wait())
+        assert self._heartbeats is not None
+        parts: set[asyncio.Future[object]] = {ended, stop, self._heartbeats}  # type: ignore[arg-type]
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if ended in done:
+            ended.result()
+        if self._heartbeats in done and not self._stop.is_set():
+            self._heartbeats.result()
+
+    async def _shut_down(self) -> None:
+        self.reporter.draining = True
+        self.rank.stop()
+        if self._role is not None:
+            await self._role.stop(HTTP_GRACE_SECONDS)
+        if self._heartbeats is not None:
+            self._heartbeats.cancel()
+            await asyncio.wait({self._heartbeats}, timeout=1.0)
+        if self._client is not None:
+            await self._client.close()
+        await self._end_rank()
+
+    async def _end_rank(self) -> None:
+        """Let the ring end in order; where a neighbour does not answer, end it alone."""
+        if self.rank.phase is Phase.ENDED:
+            return
+        await asyncio.wait({asyncio.wrap_future(self.rank.ended)}, timeout=GOODBYE_SECONDS)
+        if not self.rank.ended.done():
+            self.rank.abort()
+            await asyncio.wait({asyncio.wrap_future(self.rank.ended)}, timeout=GOODBYE_SECONDS)
+
+    async def _unless_stopped(self, work: Awaitable[T]) -> T:
+        """The result of `work`; raises Stopped if the process is asked to stop meanwhile, or the rank's failure."""
+        task = asyncio.ensure_future(work)
+        stop = asyncio.ensure_future(self._stop.wait())
+        ended = asyncio.wrap_future(self.rank.ended)
+        await asyncio.wait({task, stop, ended}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if task.done():
+            return task.result()
+        task.cancel()
+        if ended.done() and not self._stop.is_set():
+            ended.result()
+        raise Stopped
+
+    async def _show_progress(self) -> None:
+        """A line a second while something takes longer."""
+        shown: tuple[str, int] | None = None
+        while self.rank.phase in (Phase.JOINING, Phase.LOADING):
+            await asyncio.sleep(PROGRESS_SECONDS)
+            progress = (self.rank.activity, int(100 * self.rank.load_progress))
+            if progress != shown:
+                shown = progress
+                log.info(progress[0], progress=f"{progress[1]}%")
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._stop.set)
+
+    def _watch_parent(self) -> None:
+        """mlx.launch holds this process's standard input open: at its end, mlx.launch is gone, whatever killed it."""
+        if "MLX_HOSTFILE" not in os.environ or not stat.S_ISFIFO(os.fstat(0).st_mode):
+            return
+
+        def readable() -> None:
+            if not os.read(0, 4096):
+                asyncio.get_running_loop().remove_reader(0)
+                self._stop.set()
+
+        asyncio.get_running_loop().add_reader(0, readable)
