@@ -12,7 +12,7 @@ class ConfigEntry:
     """One value and where it came from."""
 
     key: str
-    value: str  # JSON
+    value: str  # YAML, as --set takes it
     origin: str
     dynamic: bool  # may change at run time
 
