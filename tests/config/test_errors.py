@@ -191,6 +191,11 @@ def test_words_for_the_environment(folder, name, value, expected):
         ),
         ("models.m.max_model_len=1", "--set: models.m.source is missing."),
         (
+            "models.m.sourc=demo",  # and so the source is missing too
+            "--set: there is no setting models.m.sourc (did you mean models.m.source?), "
+            "so demo is refused.",
+        ),
+        (
             "nodes.left.node_id=1",
             "nodes.yaml line 7: nodes.right.node_id = 1: left has this node_id already.",
         ),

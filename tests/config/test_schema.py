@@ -102,6 +102,7 @@ def test_find_enters_mappings_and_optional_mappings():
     assert find(("nodes", "any", "host")) is not None
     assert find(("models", "any", "sharding", "any", "layers")) is not None
     assert find(("nodes", "any", "hosts")) is None
+    assert find(("nodes", "any", "name")) is None  # given by the key of the entry
     assert find(("api_gateway", "port", "x")) is None
 
 
