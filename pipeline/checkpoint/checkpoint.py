@@ -30,7 +30,7 @@ from pipeline.checkpoint.weightless import (
     model_classes,
 )
 from pipeline.errors import CheckpointError
-from pipeline.plan import ModelCosts
+from pipeline.plan import LayerRange, ModelCosts
 from pipeline.split import Blueprint, Stage, probe
 
 GROUP_BYTES = (
@@ -159,7 +159,7 @@ class Checkpoint:
             odd = sorted(parameters.keys() ^ self.blueprint().parameters(start, end))
             raise CheckpointError(f"{self._source.name} has no weights for {odd[0]!r}.")
         del lazy  # it holds the tensors before `sanitize`, which are not to stay in memory
-        self._evaluate(parameters, f"Loading layers {start}-{end - 1}", progress)
+        self._evaluate(parameters, f"Loading layers {LayerRange(start, end)}", progress)
         return stage
 
     @cached_property

@@ -61,8 +61,8 @@ class HubRepository:
         Raises ModelNotFound when the hub does not have the model, or can't be reached while the
         model is not cached; CheckpointError when the repository is not a whole model.
         """
-        online = _hub_answers(name, revision)
         progress(f"Looking up {name}", 0, 1)
+        online = _hub_answers(name, revision)
         path = _small_files(name, revision, code, online)
         require_config(path, name)
         headers = _headers(name, path, online, progress)

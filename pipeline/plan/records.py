@@ -19,8 +19,8 @@ class LayerRange:
         return self.end - self.start
 
     def __str__(self) -> str:
-        """First and last layer, as configuration files write it."""
-        return f"{self.start}-{self.end - 1}"
+        """First and last layer, both included, as configuration files have them."""
+        return f"{self.start}-{self.end - 1}" if len(self) > 1 else str(self.start)
 
 
 @dataclass(frozen=True)

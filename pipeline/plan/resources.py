@@ -7,26 +7,20 @@ import psutil
 
 
 def this_node(memory_share: float, memory: int | None = None) -> int:
-    """Bytes that parameters and caches may take here: `memory_share` (0..1] of the node's memory.
+    """Bytes that parameters and caches may take on this node: `memory_share` (0..1] of its memory.
 
-    `memory`: bytes of the node if configured; else what its accelerator can use, or its RAM.
+    `memory`: bytes of the node if configured; else those of its GPU, or of the machine without one.
     """
-    return int(memory_share * (usable_memory() if memory is None else memory))
-
-
-def usable_memory() -> int:
-    """Bytes of the device that MLX computes on."""
+    if memory is not None:
+        return int(memory_share * memory)
     if mx.default_device() == mx.gpu:
-        reported = device_memory()
-        if reported is not None:
-            return reported
-    return int(psutil.virtual_memory().total)
+        return gpu_memory(memory_share)
+    return int(memory_share * psutil.virtual_memory().total)
 
 
-def device_memory() -> int | None:  # needs Metal or CUDA
-    """Bytes of GPU memory; on Metal the part of unified memory that macOS lets a GPU keep."""
+def gpu_memory(memory_share: float) -> int:  # needs Metal or CUDA: not covered by tests on a CPU
+    """Bytes of the GPU that MLX computes on; on Metal no more than macOS keeps resident for it."""
     info = mx.device_info()
-    for key in ("max_recommended_working_set_size", "memory_size", "total_memory"):
-        if isinstance(size := info.get(key), int) and size > 0:
-            return size
-    return None
+    sizes = [int(info[key]) for key in ("memory_size", "total_memory") if key in info]
+    share = int(memory_share * (sizes[0] if sizes else psutil.virtual_memory().total))
+    return min(share, int(info.get("max_recommended_working_set_size", share)))
