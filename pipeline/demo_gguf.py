@@ -87,7 +87,7 @@ def weights(gguf: Gguf, *, quantized: bool) -> Iterator[tuple[str, mx.array]]:
         prefix = f"model.layers.{block.removeprefix('blk.')}." if block else ""
         parts = _parts(gguf.arrays, stem)
         if kind in heads:
-            parts = {part: _split_halves(array, heads[kind]) for part, array in parts.items()}
+            parts = {part: split_halves(array, heads[kind]) for part, array in parts.items()}
         for part, array in _cast(parts, quantized).items():
             yield f"{prefix}{TENSORS[kind]}.{part}", array
 
@@ -106,7 +106,7 @@ def _parts(arrays: Arrays, stem: str) -> Arrays:
     return {part: arrays[f"{stem}.{part}"] for part in names if f"{stem}.{part}" in arrays}
 
 
-def _split_halves(rows: mx.array, heads: int) -> mx.array:
+def split_halves(rows: mx.array, heads: int) -> mx.array:
     """Undo the row order of interleaved rope: per head, [even, odd, ...] back to [evens, odds].
 
     Quantization groups run along a row, so rows of packed weights, scales and biases move alike.

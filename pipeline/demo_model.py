@@ -6,6 +6,7 @@ package, which carries it as a GGUF file. Float32 on a CPU; 4-bit where Metal or
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -16,11 +17,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 import mlx.core as mx
 from filelock import FileLock, Timeout
-from huggingface_hub import constants, hf_hub_url, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 from mlx_lm.convert import convert
 
 from pipeline import demo_gguf
@@ -125,23 +125,24 @@ def _from_hub(folder: Path, variant: Variant, progress: Progress) -> bool:
     progress(f"demo model: downloading {REPOSITORY} from the Hugging Face hub (270 MB)")
     try:
         source = snapshot_download(REPOSITORY, allow_patterns=list(REPOSITORY_FILES))
-    except (httpx.HTTPError, HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError) as error:
         progress(f"demo model: the hub failed ({type(error).__name__}), using the wheel instead")
         return False
     progress(f"demo model: converting to {'4-bit' if variant.quantized else 'float32'}")
     dtype = "float16" if variant.quantized else "float32"
-    convert(source, str(folder), quantize=variant.quantized, q_group_size=64, q_bits=4, dtype=dtype)
+    with contextlib.redirect_stdout(sys.stderr):  # it reports on stdout, which is the caller's
+        convert(
+            source, str(folder), quantize=variant.quantized, q_group_size=64, q_bits=4, dtype=dtype
+        )
     return True
 
 
 def _hub_answers() -> bool:
-    if constants.HF_HUB_OFFLINE:
-        return False
-    url = hf_hub_url(REPOSITORY, "config.json")
     try:
-        return httpx.head(url, timeout=HUB_ANSWER_TIMEOUT, follow_redirects=True).is_success
-    except httpx.HTTPError:
+        HfApi().model_info(REPOSITORY, timeout=HUB_ANSWER_TIMEOUT)
+    except (HTTPError, OfflineModeIsEnabled):
         return False
+    return True
 
 
 def _from_wheel(folder: Path, variant: Variant, progress: Progress) -> None:

@@ -65,14 +65,12 @@ install_project() {
 
 find_openblas() {
     local path
-    {
-        PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null | sed -n 's/.*libopenblas\.so\.0 .*=> //p'
-        ls /usr/lib/*/libopenblas.so.0 /usr/lib*/libopenblas.so.0 /usr/local/lib/libopenblas.so.0 \
-            2>/dev/null
-    } | while read -r path; do
+    for path in $(PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null |
+        sed -n 's/.*libopenblas\.so\.0 .*=> //p') \
+        /usr/lib/*/libopenblas.so.0 /usr/lib64/libopenblas.so.0 /usr/local/lib/libopenblas.so.0; do
         if [ -e "$path" ]; then
             printf '%s\n' "$path"
-            break
+            return
         fi
     done
 }
