@@ -2,15 +2,14 @@
 
 Continuous batching with micro-batches: sequences join and leave between steps; decoding sequences live in
 groups, each group has at most one step in flight, and several groups fill the stages one behind the other.
-A prompt is cut into chunks which follow each other through the stages without waiting; chunks and decode steps take
-turns, so that a long prompt delays running streams by a bounded number of chunks.
+A prompt is cut into chunks which follow each other through the stages without waiting; chunks and decode steps
+take turns, so that a long prompt delays running streams by a bounded number of chunks.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipeline.errors import ContextTooLong, QueueFull
 from pipeline.pacing import Pacing
@@ -88,11 +87,29 @@ class StepPlan:
 
 @dataclass
 class Group:
-    """A micro-batch.  `members` is the order on the stages, newcomers at the end."""
+    """A micro-batch.  `members` is the order on the stages, newcomers at the end.
+
+    A member that came from another group stays at least until its first step here: the stages move it with that
+    step, and keep its place in the old group until then.
+    """
 
     id: int
     members: list[int] = field(default_factory=list)
+    moved_in: set[int] = field(default_factory=set)  # members whose caches are in another group
     in_flight: int | None = None  # step id
+
+    @property
+    def movable(self) -> list[int]:
+        """Members that another group may take over: their next tokens and their places are known."""
+        if self.in_flight is not None:
+            return []
+        return [sequence for sequence in self.members if sequence not in self.moved_in]
+
+    def take(self, sequence: int, source: Group) -> None:
+        """Take a movable member over from another group."""
+        source.members.remove(sequence)
+        self.members.append(sequence)
+        self.moved_in.add(sequence)
 
 
 class Scheduler:
@@ -123,8 +140,8 @@ class Scheduler:
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
-        """Members of each micro-batch, for display."""
-        return tuple(tuple(group.members) for group in self._groups.values())
+        """Members of each micro-batch, for display; other threads may ask."""
+        return tuple(tuple(group.members) for group in list(self._groups.values()))
 
     @property
     def in_flight(self) -> int:
@@ -135,6 +152,18 @@ class Scheduler:
     def idle(self) -> bool:
         """Nothing runs, waits, is in flight or is to be released."""
         return not (self._waiting or self._running or self._released or self._in_flight)
+
+    def reconfigure(
+        self, max_requests: int, max_group: int, prefill_chunk: int | None = None
+    ) -> None:
+        """Change limits between two steps; what runs already goes on.  None leaves a limit as it is."""
+        self.limits = replace(
+            self.limits,
+            max_requests=max_requests,
+            max_running=max_requests,
+            max_group=max_group if self.limits.max_group > 1 else 1,
+            prefill_chunk=prefill_chunk or self.limits.prefill_chunk,
+        )
 
     # events
 
@@ -153,7 +182,10 @@ class Scheduler:
         self._waiting.append(Sequence(sequence, prompt, max_tokens))
 
     def finish(self, sequence: int) -> None:
-        """The sequence has ended or was cancelled: its caches go with the next step.  Unknown ids are ignored."""
+        """The sequence has ended or was cancelled: its caches go with the next step.
+
+        Unknown ids are ignored: a cancellation may come after the last token.
+        """
         if self._running.pop(sequence, None) is None:
             self._waiting = deque(s for s in self._waiting if s.id != sequence)
             return
@@ -161,6 +193,7 @@ class Scheduler:
         for group in self._groups.values():
             if sequence in group.members:
                 group.members.remove(sequence)
+                group.moved_in.discard(sequence)
         if sequence in self._admitted:
             self._admitted.remove(sequence)  # the stages have not heard of it
         else:
@@ -227,10 +260,11 @@ class Scheduler:
         self._decodes_since_prefill += 1
         self._groups[ready.id] = self._groups.pop(ready.id)  # to the end of the turn
         ready.in_flight = self._next_step
+        ready.moved_in.clear()
         return DecodeBatch(ready.id, tuple(ready.members))
 
     def _may_prefill(self) -> bool:
-        """While streams are running, no more chunks are under way than stages: a decode step queues behind them."""
+        """While streams are running, at most one chunk per stage is under way: decode steps queue behind them."""
         if not self._prefilling:
             return False
         chunks = sum(isinstance(p.work, PrefillChunk) for p in self._in_flight.values())
@@ -263,18 +297,18 @@ class Scheduler:
         fewest = -(-sequences // self.limits.max_group)
         if self.limits.max_group == 1:
             return sequences
+        if self.limits.window == 1:
+            return fewest  # a second group would only wait for the first
         if self.limits.groups is not None:
             return max(fewest, min(self.limits.groups, sequences))
         return max(fewest, self.pacing.groups(sequences))
 
     def _join(self, sequence: int) -> None:
-        """Put a sequence whose prompt is handed out into the smallest group, or a new one if more are wanted."""
+        """Put a sequence that is ready to decode into the smallest group, or into another if more are wanted."""
         active = [group for group in self._groups.values() if group.members]
         decoding = sum(len(group.members) for group in active) + 1
-        if len(active) < self._wanted_groups(decoding):
-            group = self._empty_group()
-        else:
-            group = min(active, key=lambda g: (len(g.members), g.id))
+        more = len(active) < self._wanted_groups(decoding)
+        group = self._empty_group() if more else _smallest(active)
         group.members.append(sequence)
 
     def _empty_group(self) -> Group:
@@ -291,44 +325,41 @@ class Scheduler:
         sequences = sum(len(group.members) for group in active)
         wanted = self._wanted_groups(sequences)
         if len(active) > wanted:
-            self._dissolve(active, wanted)
+            self._dissolve(active)
         elif active and len(active) < wanted:
             self._split(active, sequences, wanted)
         else:
             self._level(active)
 
-    def _dissolve(self, active: list[Group], wanted: int) -> None:
-        idle = [group for group in active if group.in_flight is None]
-        if not idle:
+    def _dissolve(self, active: list[Group]) -> None:
+        """Spread the smallest group over the others."""
+        whole = [group for group in active if len(group.movable) == len(group.members)]
+        victim = min(whole, key=lambda g: (len(g.members), -g.id), default=None)
+        if victim is None:
             return
-        victim = min(idle, key=lambda g: (len(g.members), -g.id))
         others = [group for group in active if group is not victim]
-        for sequence in _drain(victim):
-            others.sort(key=lambda g: (len(g.members), g.id))
-            if len(others[0].members) >= self.limits.max_group:
-                victim.members.append(sequence)
-            else:
-                others[0].members.append(sequence)
+        for sequence in victim.movable:
+            _smallest(others).take(sequence, victim)
 
     def _split(self, active: list[Group], sequences: int, wanted: int) -> None:
+        """Move what the largest group has above its share into an empty one."""
         share = -(-sequences // wanted)
-        donor = max(
-            (g for g in active if g.in_flight is None), key=lambda g: len(g.members), default=None
-        )
-        if donor is None or len(donor.members) <= share:
+        donor = max(active, key=lambda g: (len(g.movable), -g.id))
+        above = min(len(donor.members) - share, share)
+        if above <= 0 or not donor.movable:
             return
         group = self._empty_group()
-        group.members.extend(donor.members[share:][:share])
-        del donor.members[share : 2 * share]
+        for sequence in donor.movable[-above:]:
+            group.take(sequence, donor)
 
     def _level(self, active: list[Group]) -> None:
-        if len(active) < 2:
+        """Move one member from a large group to the smallest."""
+        donor = max(active, key=lambda g: (len(g.movable), -g.id), default=None)
+        if donor is None or not donor.movable:
             return
-        idle = [group for group in active if group.in_flight is None]
-        donor = max(idle, key=lambda g: len(g.members), default=None)
-        poorest = min(active, key=lambda g: len(g.members))
-        if donor is not None and len(donor.members) - len(poorest.members) >= 2:
-            poorest.members.append(donor.members.pop())
+        poorest = _smallest(active)
+        if len(donor.members) - len(poorest.members) >= 2:
+            poorest.take(donor.movable[-1], donor)
 
     def check(self) -> None:
         """Raise AssertionError if a sequence is in two places or none: for tests and for idle self-checks."""
@@ -338,12 +369,10 @@ class Scheduler:
         assert len(places) == len(set(places)), f"a sequence is in two places: {places}"
         assert set(places) == set(self._running), f"{places} are placed, {list(self._running)} run"
         assert not set(self._released) & set(self._running), "a running sequence is to be released"
-        assert all(len(g.members) <= self.limits.max_group for g in self._groups.values())
+        assert all(g.moved_in <= set(g.members) for g in self._groups.values()), "a ghost has moved"
         flights = {g.in_flight for g in self._groups.values() if g.in_flight is not None}
         assert flights <= set(self._in_flight), "a group waits for a step that is not in flight"
 
 
-def _drain(group: Group) -> Iterator[int]:
-    members = list(group.members)
-    group.members.clear()
-    return iter(members)
+def _smallest(groups: list[Group]) -> Group:
+    return min(groups, key=lambda g: (len(g.members), g.id))
