@@ -264,7 +264,7 @@ class Scheduler:
         return DecodeBatch(ready.id, tuple(ready.members))
 
     def _may_prefill(self) -> bool:
-        """While streams are running, at most one chunk per stage is under way: decode steps queue behind them."""
+        """While streams run, at most one chunk per stage is under way: decode steps queue behind them."""
         if not self._prefilling:
             return False
         chunks = sum(isinstance(p.work, PrefillChunk) for p in self._in_flight.values())
@@ -304,7 +304,7 @@ class Scheduler:
         return max(fewest, self.pacing.groups(sequences))
 
     def _join(self, sequence: int) -> None:
-        """Put a sequence that is ready to decode into the smallest group, or into another if more are wanted."""
+        """Put a sequence that is ready to decode to the smallest group, or an empty one if more are wanted."""
         active = [group for group in self._groups.values() if group.members]
         decoding = sum(len(group.members) for group in active) + 1
         more = len(active) < self._wanted_groups(decoding)

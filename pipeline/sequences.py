@@ -1,9 +1,9 @@
 """The caches of one stage: which sequence's keys, values and states are where.
 
-A sequence starts with caches of its own (batch size 1), in which its prompt is prefilled.  Decoding in a group of two or
-more, they are merged into the batched caches of mlx-lm; a group of one keeps the single caches, which are faster (no
-padding, no mask) and exist for architectures that can't be batched.  Every stage makes the same moves in the
-same order, because the frames say so.
+A sequence starts with caches of its own (batch size 1), in which its prompt is prefilled.  Decoding in a group
+of two or more, they are merged into the batched caches of mlx-lm; a group of one keeps the single caches, which
+are faster (no padding, no mask) and exist for architectures that can't be batched.  Every stage makes the same
+moves in the same order, because the frames say so.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 
 from pipeline.errors import FrameError
 
@@ -48,9 +49,8 @@ class StageSequences:
     def nbytes(self) -> int:
         """Bytes that all caches hold, unused capacity included."""
         batched = [group.caches for group in self._groups.values() if group.caches is not None]
-        return sum(
-            _nbytes(cache) for caches in [*self._single.values(), *batched] for cache in caches
-        )
+        leaves = tree_flatten([states(caches) for caches in [*self._single.values(), *batched]])
+        return sum(leaf.nbytes for _, leaf in leaves if isinstance(leaf, mx.array))
 
     def admit(self, sequence: int) -> None:
         """Empty caches for a sequence."""
@@ -81,25 +81,32 @@ class StageSequences:
         """
         group = self._groups.setdefault(group_id, _Group())
         wanted = set(sequences)
+        if len(wanted) < len(sequences):
+            raise FrameError(f"group {group_id}: a sequence is twice in {tuple(sequences)}")
         self._shrink(group, [s for s in group.order if s not in wanted], keep=True)
         kept = len(group.order)
         if list(sequences[:kept]) != group.order:
             raise FrameError(
                 f"group {group_id} holds {group.order}, the frame says {tuple(sequences)}"
             )
+        newcomers = list(sequences[kept:])
+        self._set_aside(newcomers)
         if len(sequences) == 1:
-            self._unbatch(group)
+            self._shrink(group, list(group.order), keep=True)
             return self.single(sequences[0])
-        self._grow(group_id, group, list(sequences[kept:]))
+        self._grow(group_id, group, newcomers)
         assert group.caches is not None
         return group.caches
+
+    def _set_aside(self, sequences: list[int]) -> None:
+        """Take sequences out of the groups that they are in; one copy per group, however many leave it."""
+        for other in dict.fromkeys(self._group_of[s] for s in sequences if s in self._group_of):
+            leaving = [s for s in sequences if self._group_of.get(s) == other]
+            self._shrink(self._groups[other], leaving, keep=True)
 
     def _grow(self, group_id: int, group: _Group, newcomers: list[int]) -> None:
         if not newcomers:
             return
-        for sequence in newcomers:
-            if (other := self._group_of.get(sequence)) is not None:
-                self._shrink(self._groups[other], [sequence], keep=True)
         singles = [self.single(sequence) for sequence in newcomers]
         merged = [column[0].merge(list(column)) for column in zip(*singles, strict=True)]
         if group.caches is None:
@@ -121,7 +128,8 @@ class StageSequences:
                 self._single[sequence] = [cache.extract(rows[sequence]) for cache in group.caches]
         for sequence in leaving:
             del self._group_of[sequence]
-        group.order = [sequence for sequence in group.order if sequence not in set(leaving)]
+        gone = set(leaving)
+        group.order = [sequence for sequence in group.order if sequence not in gone]
         if group.order:
             staying = mx.array([rows[sequence] for sequence in group.order])
             for cache in group.caches:
@@ -129,25 +137,7 @@ class StageSequences:
         else:
             group.caches = None
 
-    def _unbatch(self, group: _Group) -> None:
-        """A last remaining member goes back to caches of its own."""
-        self._shrink(group, list(group.order), keep=True)
-
 
 def states(caches: Caches) -> list[Any]:
     """What has to be evaluated so that no graph hangs on the caches: a tree of arrays and plain values."""
-    return [cache.state for cache in caches if not _is_empty(cache)]
-
-
-def _is_empty(cache: Any) -> bool:
-    try:
-        return bool(cache.empty())
-    except NotImplementedError:
-        return False
-
-
-def _nbytes(cache: Any) -> int:
-    try:
-        return int(cache.nbytes)
-    except NotImplementedError:
-        return 0
+    return [cache.state for cache in caches]
