@@ -13,8 +13,8 @@ from pipeline.request import FinishReason, TokenEvent
 
 REPLACEMENT = "\ufffd"
 
-# Tokens kept as context.  At least 4: an unfinished UTF-8 character has up to 3 bytes, each maybe a token.
-CONTEXT_TOKENS = 6
+LONGEST_CHARACTER = 4  # bytes of UTF-8, each of them a token at worst
+CONTEXT_TOKENS = 6  # kept before the next token; more than an unfinished character can have
 WINDOW_TOKENS = 18  # decoded again at each token, so a small constant
 HELD_TOKENS = 8  # longest wait for a character to be completed
 
@@ -35,7 +35,7 @@ class Detokenizer:
 
     def __init__(self, decode: Callable[[Sequence[int]], str], context: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._window = list(context[-CONTEXT_TOKENS:])
+        self._window = self._tail(context)
         self._shown = len(self._text().rstrip(REPLACEMENT))
         self._held = 0
 
@@ -62,10 +62,18 @@ class Detokenizer:
         end = len(text) - keep
         fresh = text[self._shown : end]
         if len(self._window) >= WINDOW_TOKENS:
-            del self._window[:-CONTEXT_TOKENS]
+            self._window = self._tail(self._window)
             end = len(self._text()) - keep
         self._shown = end
         return fresh
+
+    def _tail(self, tokens: Sequence[int]) -> list[int]:
+        """The last tokens, from a whole character on: byte tokens decode all or none of a run."""
+        for size in range(CONTEXT_TOKENS, CONTEXT_TOKENS + LONGEST_CHARACTER):
+            tail = list(tokens[-size:])
+            if not tail or not self._decode(tail).startswith(REPLACEMENT):
+                break
+        return tail
 
     def _text(self) -> str:
         return self._decode(self._window) if self._window else ""
@@ -190,8 +198,12 @@ class TextStream:
             ready = self._waiting
         else:
             count = 0
-            while count < len(self._waiting) and self._waiting[count].end <= self._shown:
+            # A token without text waits for the text after it, which a stop string may yet cut off.
+            while count < len(self._waiting) and self._is_shown(self._waiting[count]):
                 count += 1
             ready = self._waiting[:count]
         self._waiting = self._waiting[len(ready) :]
         return tuple(ready)
+
+    def _is_shown(self, span: Span) -> bool:
+        return span.start < self._shown and span.end <= self._shown

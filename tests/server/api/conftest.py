@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 import pytest
+from starlette.routing import BaseRoute
 
 from server.api import create_app
 from server.api.service import Service
@@ -25,8 +27,8 @@ def service(engine: FakeEngine) -> Service:
 class Client:
     """One ASGI call at a time, from synchronous tests."""
 
-    def __init__(self, service: Service) -> None:
-        self._app = create_app(service)
+    def __init__(self, service: Service, extra_routes: Sequence[BaseRoute] = ()) -> None:
+        self._app = create_app(service, extra_routes)
 
     def request(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         async def call() -> httpx.Response:

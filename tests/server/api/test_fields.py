@@ -1,0 +1,200 @@
+"""Every known field: what is refused, and under which name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.server.api.conftest import Client
+from tests.server.api.fakes import TOKENIZER, FakeEngine
+
+VOCABULARY = len(TOKENIZER)
+
+BOTH: list[tuple[dict[str, Any], str]] = [
+    ({"model": None}, "model"),
+    ({"model": 3}, "model"),
+    ({"model": ""}, "model"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 1.5}, "max_tokens"),
+    ({"max_tokens": True}, "max_tokens"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": 2.1}, "temperature"),
+    ({"temperature": "1"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"top_p": 1.1}, "top_p"),
+    ({"top_p": -1}, "top_p"),
+    ({"min_p": 2}, "min_p"),
+    ({"top_k": -2}, "top_k"),
+    ({"frequency_penalty": 2.1}, "frequency_penalty"),
+    ({"presence_penalty": -2.1}, "presence_penalty"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"repetition_penalty": 1e-300}, "repetition_penalty"),
+    ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+    ({"logit_bias": {"one": 1}}, "logit_bias.one"),
+    ({"logit_bias": {"-1": 1}}, "logit_bias.-1"),
+    ({"logit_bias": {str(VOCABULARY): 1}}, "logit_bias"),
+    ({"logit_bias": [1]}, "logit_bias"),
+    ({"seed": 2**63}, "seed"),
+    ({"seed": -(2**63) - 1}, "seed"),
+    ({"seed": 10**400}, "seed"),
+    ({"seed": 1.5}, "seed"),
+    ({"stop": ""}, "stop.0"),
+    ({"stop": 3}, "stop"),
+    ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+    ({"stop": ["a", 3]}, "stop.1"),
+    ({"stop": "a" * 1001}, "stop.0"),
+    ({"stop_token_ids": [VOCABULARY]}, "stop_token_ids"),
+    ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
+    ({"stop_token_ids": 3}, "stop_token_ids"),
+    ({"min_tokens": -1}, "min_tokens"),
+    ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
+    ({"ignore_eos": 1}, "ignore_eos"),
+    ({"stream": "yes"}, "stream"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+    ({"stream": True, "stream_options": 1}, "stream_options"),
+    ({"user": 3}, "user"),
+    ({"n": 2}, "n"),
+    ({"n": True}, "n"),
+    ({"guided_json": {}}, "guided_json"),
+    ({"guided_regex": "a"}, "guided_regex"),
+    ({"guided_choice": ["a"]}, "guided_choice"),
+    ({"guided_grammar": "a"}, "guided_grammar"),
+    ({"structured_outputs": {}}, "structured_outputs"),
+]
+
+USER = {"role": "user", "content": "x"}
+CHAT: list[tuple[dict[str, Any], str]] = [
+    ({"messages": None}, "messages"),
+    ({"messages": []}, "messages"),
+    ({"messages": "hi"}, "messages"),
+    ({"messages": ["hi"]}, "messages.0"),
+    ({"messages": [USER, {"role": "user"}]}, "messages.1.content"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+    ({"messages": [{"role": "user", "content": []}]}, "messages.0.content"),
+    ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content"),
+    ({"messages": [{"role": "user", "content": [3]}]}, "messages.0.content.0"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0"),
+    ({"messages": [{"role": "user", "content": [{"type": []}]}]}, "messages.0.content.0.type"),
+    ({"messages": [{"content": "x"}]}, "messages.0.role"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+    ({"messages": [{"role": "judge", "content": "x"}]}, "messages.0.role"),
+    ({"messages": [{"role": {}, "content": "x"}]}, "messages.0.role"),
+    ({"messages": [{**USER, "name": 3}]}, "messages.0.name"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages.0.tool_calls"),
+    ({"messages": [{**USER, "tool_call_id": "x"}]}, "messages.0.tool_call_id"),
+    ({"messages": [{**USER, "function_call": {}}]}, "messages.0.function_call"),
+    ({"messages": [{**USER, "audio": {}}]}, "messages.0.audio"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    ({"max_completion_tokens": 3, "max_tokens": 4}, "max_tokens"),
+    ({"logprobs": 1}, "logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs"),
+    ({"logprobs": False, "top_logprobs": 0}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs.chat_template"),
+    ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+    ({"tools": [{}]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
+    ({"functions": [{}]}, "functions"),
+    ({"function_call": {"name": "f"}}, "function_call"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"reasoning_effort": "low"}, "reasoning_effort"),
+    ({"modalities": ["text", "audio"]}, "modalities"),
+    ({"audio": {}}, "audio"),
+    ({"prediction": {}}, "prediction"),
+    ({"web_search_options": {}}, "web_search_options"),
+    ({"store": True}, "store"),
+    ({"verbosity": "low"}, "verbosity"),
+]
+
+COMPLETIONS: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": None}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": 3}, "prompt"),
+    ({"prompt": {}}, "prompt"),
+    ({"prompt": ["a", 3]}, "prompt"),
+    ({"prompt": ["a", ""]}, "prompt"),
+    ({"prompt": [[1], []]}, "prompt"),
+    ({"prompt": [1, True]}, "prompt"),
+    ({"prompt": [VOCABULARY]}, "prompt"),
+    ({"prompt": [[1], [-1]]}, "prompt"),
+    ({"prompt": ["a"] * 101}, "prompt"),
+    ({"logprobs": 6}, "logprobs"),
+    ({"logprobs": True}, "logprobs"),
+    ({"best_of": 2}, "best_of"),
+    ({"echo": True}, "echo"),
+    ({"suffix": "x"}, "suffix"),
+]
+
+HARMLESS_CHAT: dict[str, Any] = {
+    "n": 1,
+    "tools": [],
+    "tool_choice": "auto",
+    "parallel_tool_calls": False,
+    "functions": [],
+    "function_call": "none",
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "store": False,
+    "verbosity": "medium",
+}
+
+
+def refused(response: Any, param: str) -> None:
+    assert response.status_code == 400, response.text
+    error = response.json()["error"]
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert param.split(".")[0] in error["message"]
+    assert len(error["message"]) < 400
+
+
+@pytest.mark.parametrize(("fields", "param"), BOTH + CHAT, ids=repr)
+def test_chat_refuses(
+    client: Client, engine: FakeEngine, fields: dict[str, Any], param: str
+) -> None:
+    refused(client.chat(**fields), param)
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize(("fields", "param"), BOTH + COMPLETIONS, ids=lambda v: repr(v)[:60])
+def test_completions_refuse(
+    client: Client, engine: FakeEngine, fields: dict[str, Any], param: str
+) -> None:
+    refused(client.complete(**fields), param)
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize(("name", "value"), HARMLESS_CHAT.items())
+def test_harmless_values_are_accepted(client: Client, name: str, value: Any) -> None:
+    assert client.chat(**{name: value}).status_code == 200
+    assert client.chat(**{name: None}).status_code == 200
+
+
+def test_harmless_values_of_completions(client: Client) -> None:
+    assert client.complete(n=1, best_of=1, echo=False, suffix="").status_code == 200
+
+
+def test_openai_messages_can_be_sent_back(client: Client) -> None:
+    answer = client.chat().json()["choices"][0]["message"]
+    empty = dict.fromkeys(("tool_calls", "function_call", "audio", "annotations"))
+    messages = [USER, {**answer, **empty}, USER]
+    assert client.chat(messages=messages).status_code == 200
+
+
+@pytest.mark.parametrize("asked", [{"max_tokens": 200}, {"max_completion_tokens": 10**30}])
+def test_too_many_tokens(client: Client, asked: dict[str, int]) -> None:
+    error = client.chat(**asked).json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "maximum context length is 200 tokens" in error["message"]
+
+
+def test_prompt_beyond_the_context(client: Client) -> None:
+    assert client.chat("x" * 300).json()["error"]["code"] == "context_length_exceeded"
+    assert client.complete("x" * 300).json()["error"]["code"] == "context_length_exceeded"
+    assert client.complete("x" * 184).status_code == 200
+    assert client.complete("x" * 185).status_code == 400
