@@ -34,10 +34,8 @@ class Meter:
 
         class Bar(tqdm):  # type: ignore[misc]  # a class that mypy does not see
             def __init__(self, *args: Any, **options: Any) -> None:
-                options.pop("name", None)
                 super().__init__(*args, **{**options, "disable": True})
-                if self.initial:
-                    add(int(self.initial))
+                add(int(options.get("initial") or 0))
 
             def update(self, n: float | None = 1) -> None:
                 add(int(n or 0))
