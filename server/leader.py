@@ -77,7 +77,7 @@ class Leader:
             ]
         )
         coordinator = self._settings.config.coordinator
-        host = self._meeting.host if coordinator.host == "auto" else coordinator.host
+        host = coordinator.host or self._meeting.host
         await self._coordinator.start(host, coordinator.port)
 
     async def serve(self, engine: Engine | None, client: CoordinatorClient) -> None:

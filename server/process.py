@@ -92,7 +92,7 @@ class RankProcess:
         self._role = self._make_role(placement)
         await self._role.start()
         host = self.settings.config.coordinator.host
-        target = meeting.hosts[0] if host == "auto" else host
+        target = host or meeting.hosts[0]
         self._client = CoordinatorClient(
             target, self.settings.config.coordinator.port, self.settings.config.network.rpc_timeout
         )

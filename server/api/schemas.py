@@ -25,6 +25,9 @@ from pydantic_core import PydanticCustomError, from_json
 
 from server.api.errors import InvalidRequest, invalid_field
 
+# Limits of what validation may cost, far beyond any real request.
+MAX_ITEMS = 10_000
+MAX_BIASES = 1_000
 MAX_STOP_CHARS = 1000  # scanning for a stop string costs its length at each token
 
 INT64 = Field(ge=-(1 << 63), lt=1 << 63)
@@ -61,6 +64,10 @@ Natural = Annotated[StrictInt, Field(ge=0)]
 Fraction = Annotated[StrictFloat, Field(ge=0, le=1)]
 Penalty = Annotated[StrictFloat, Field(ge=-2, le=2)]
 Bias = Annotated[StrictFloat, Field(ge=-100, le=100)]
+# `fail_fast`: the first bad item is the answer; errors for millions of them would fill the memory.
+AT_MOST_4 = Field(max_length=4, fail_fast=True)
+AT_MOST_MANY = Field(max_length=MAX_ITEMS, fail_fast=True)
+SOME = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
 StopString = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 
 
@@ -84,9 +91,11 @@ class GenerationBody(Part):
     top_p: Fraction | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[str, Bias] | None = None
+    logit_bias: (
+        Annotated[dict[str, Bias], BeforeValidator(_at_most(MAX_BIASES, dict))] | None
+    ) = None
     seed: Annotated[StrictInt, INT64] | None = None
-    stop: Annotated[list[StopString], BeforeValidator(_one_or_many), Field(max_length=4)] | None = (
+    stop: Annotated[list[StopString], BeforeValidator(_one_or_many), AT_MOST_4] | None = (
         None
     )
     stream: StrictBool | None = None
@@ -97,7 +106,7 @@ class GenerationBody(Part):
     min_p: Fraction | None = None
     # Within what float32 logits survive: 1e-300 would make them infinite.
     repetition_penalty: Annotated[StrictFloat, Field(ge=0.01, le=100)] | None = None
-    stop_token_ids: list[Natural] | None = None
+    stop_token_ids: Annotated[list[Natural], AT_MOST_MANY] | None = None
     ignore_eos: StrictBool | None = None
     min_tokens: Natural | None = None
 
@@ -154,7 +163,7 @@ class Message(Part):
     content: Annotated[
         list[Annotated[TextPart, BeforeValidator(_text_only)]],
         BeforeValidator(_as_parts),
-        Field(min_length=1),
+        SOME,
     ]
     name: StrictStr | None = None
     tool_calls: Annotated[Any, only([])] = None
@@ -174,7 +183,7 @@ class Message(Part):
 
 
 class ChatBody(GenerationBody):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], SOME]
     max_completion_tokens: Positive | None = None
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from server.node.responses import RETRY_AFTER_S
-from server.rpc.records import LEADER, ClusterSnapshot, RankReport, RankSnapshot, RankState
+from server.rpc.records import LEADER, ClusterSnapshot, Memory, RankReport, RankSnapshot
 
 Body = dict[str, object]
+
+_REPORTED = (
+    "load_progress",
+    "parameter_bytes",
+    "memory",
+    "sequences",
+    "last_step_age_s",
+    "counters",
+)
 
 
 @dataclass(frozen=True)
@@ -134,26 +143,16 @@ def _cluster(view: ClusterView, snapshot: ClusterSnapshot) -> Body:
 
 def _rank_detail(rank: RankSnapshot) -> Body:
     registration = rank.registration
-    ports, versions = registration.ports, registration.versions
     first, last = registration.layers
     return {
         "rank": registration.rank,
         "node": registration.node,
         "host": registration.host,
         "pid": registration.pid,
-        "ports": {
-            "inference": ports.inference,
-            "communication": ports.communication,
-            "health": ports.health,
-        },
+        "ports": asdict(registration.ports),
         "layers": {"range": [first, last], "count": last - first + 1},
         "fingerprint": registration.fingerprint,
-        "versions": {
-            "python": versions.python,
-            "mlx": versions.mlx,
-            "mlx_lm": versions.mlx_lm,
-            "project": versions.project,
-        },
+        "versions": asdict(registration.versions),
         "state": rank.state.value,
         "reason": rank.reason,
         "heartbeat_age_s": rank.heartbeat_age_s,
@@ -163,26 +162,24 @@ def _rank_detail(rank: RankSnapshot) -> Body:
 
 
 def _reported(report: RankReport | None) -> Body:
-    """What only the rank itself knows; null until its first heartbeat, and while it loads."""
+    """What only the rank itself knows; null before its first heartbeat, and what it has not loaded."""
     if report is None:
-        report = RankReport(RankState.STARTING)
-    memory, counters = report.memory, report.counters
+        return dict.fromkeys(_REPORTED)
+    values = (
+        report.load_progress,
+        report.parameter_bytes or None,
+        _memory(report.memory),
+        report.sequences,
+        report.last_step_age_s,
+        report.counters and asdict(report.counters),
+    )
+    return dict(zip(_REPORTED, values, strict=True))
+
+
+def _memory(memory: Memory) -> Body:
     return {
-        "load_progress": report.load_progress,
-        "parameter_bytes": report.parameter_bytes or None,
-        "memory": {
-            "active_bytes": memory.active,
-            "peak_bytes": memory.peak,
-            "cache_bytes": memory.cache,
-            "limit_bytes": memory.limit or None,
-        },
-        "sequences": report.sequences,
-        "last_step_age_s": report.last_step_age_s,
-        "counters": counters
-        and {
-            "frames_sent": counters.frames_sent,
-            "frames_received": counters.frames_received,
-            "bytes_sent": counters.bytes_sent,
-            "bytes_received": counters.bytes_received,
-        },
+        "active_bytes": memory.active,
+        "peak_bytes": memory.peak,
+        "cache_bytes": memory.cache,
+        "limit_bytes": memory.limit or None,
     }

@@ -61,8 +61,12 @@ class BodyTooLarge(Exception):
     """The body is longer than allowed."""
 
 
+class UploadStalled(Exception):
+    """The client stopped sending in the middle of its body."""
+
+
 class ClientGone(Exception):
-    """The client closed the connection, or stopped sending in the middle of its body."""
+    """The client closed the connection."""
 
 
 def forward_app(host: str, port: int, limits: ForwardLimits) -> Starlette:
@@ -125,6 +129,8 @@ class Forwarder:
             return await body.send_with(self._client, request)
         except BodyTooLarge as error:
             return error_response(413, str(error), code="request_too_large")
+        except UploadStalled as error:
+            return error_response(408, str(error))
         except httpx.InvalidURL:
             return error_response(400, "the request target is not a path")
         except httpx.PoolTimeout:
@@ -171,7 +177,7 @@ class _RequestBody:
             raise BodyTooLarge(self._too_large())
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Raises BodyTooLarge and ClientGone."""
+        """Raises BodyTooLarge, UploadStalled and ClientGone."""
         total, more = 0, True
         while more:
             message = await self._next()
@@ -195,10 +201,11 @@ class _RequestBody:
         return await self._receive()
 
     async def _next(self) -> Message:
+        limit = self._limits.upload_timeout_s
         try:
-            message = await asyncio.wait_for(self._receive(), self._limits.upload_timeout_s)
+            message = await asyncio.wait_for(self._receive(), limit)
         except asyncio.TimeoutError:
-            raise ClientGone from None
+            raise UploadStalled(f"no more of the body came for {limit:g} s") from None
         if message["type"] == "http.disconnect":
             raise ClientGone
         return message
