@@ -1,8 +1,8 @@
 """Frames: what one rank tells the next, over the TCP link.
 
-A frame says what comes next; hidden states follow it through mx.distributed.  Every rank applies the same frames in the
-same order, and that order is the only synchronisation.  On the wire a frame is a 4-byte big-endian length and
-a msgpack map whose "type" names the record.
+A frame says what comes next; hidden states follow it through mx.distributed.  Every rank applies the same
+frames in the same order, and that order is the only synchronisation.  On the wire a frame is a 4-byte
+big-endian length and a msgpack map whose "type" names the record.
 
     rank r                                   rank r + 1
     Step(k)   before computing               builds its graph on a lazy recv
@@ -14,6 +14,7 @@ a msgpack map whose "type" names the record.
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import msgspec
@@ -29,25 +30,29 @@ MAX_FRAME_BYTES = 64 << 20
 HEADER_BYTES = 4
 
 SequenceId = Annotated[int, msgspec.Meta(ge=0)]
-Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
+Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=sys.float_info.max)]
 
 
-class Hello(msgspec.Struct, frozen=True, tag="hello", tag_field="type"):
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Both sides speak the same protocol, so a field too many is as wrong as one too few."""
+
+
+class Hello(Record, frozen=True, tag="hello", tag_field="type"):
     """First frame of a connection, from rank `rank` to the next one."""
 
     protocol: int
-    epoch: str  # one launch of the ring; a process of an earlier launch is refused
+    epoch: Count  # one launch of the ring; a process of an earlier launch is refused
     rank: Count
     size: Annotated[int, msgspec.Meta(ge=1)]
 
 
-class Welcome(msgspec.Struct, frozen=True, tag="welcome", tag_field="type"):
+class Welcome(Record, frozen=True, tag="welcome", tag_field="type"):
     """The answer to Hello."""
 
     rank: Count
 
 
-class Admission(msgspec.Struct, frozen=True):
+class Admission(Record, frozen=True):
     """A sequence travels whole once; later frames name it by its id only."""
 
     sequence: SequenceId
@@ -56,14 +61,14 @@ class Admission(msgspec.Struct, frozen=True):
     emitted: tuple[TokenId, ...] = ()  # tokens delivered before a resume
 
 
-class Prefill(msgspec.Struct, frozen=True, tag="prefill", tag_field="type"):
+class Prefill(Record, frozen=True, tag="prefill", tag_field="type"):
     """Feed tokens of a prompt to the caches of one sequence; nothing is sampled."""
 
     sequence: SequenceId
     tokens: Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)]
 
 
-class Decode(msgspec.Struct, frozen=True, tag="decode", tag_field="type"):
+class Decode(Record, frozen=True, tag="decode", tag_field="type"):
     """One token for each sequence of a micro-batch; the last stage samples the next ones.
 
     `sequences` is the whole membership in batch order: those already in the group keep their order, newcomers
@@ -75,7 +80,7 @@ class Decode(msgspec.Struct, frozen=True, tag="decode", tag_field="type"):
     tokens: Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)]
 
 
-class Step(msgspec.Struct, frozen=True, tag="step", tag_field="type"):
+class Step(Record, frozen=True, tag="step", tag_field="type"):
     """One unit of work for every stage: first the releases, then the admissions, then the forward pass."""
 
     id: Count
@@ -83,32 +88,38 @@ class Step(msgspec.Struct, frozen=True, tag="step", tag_field="type"):
     admitted: tuple[Admission, ...] = ()
     work: Prefill | Decode | None = None
     loop: Count = (
-        0  # which time the hidden state goes round, for models that loop over their layers
+        0  # which time the hidden state goes round; 0 unless the model loops over its layers
     )
     tensors: tuple[TensorSpec, ...] = ()  # what the sender will send after Ready
 
 
-class Ready(msgspec.Struct, frozen=True, tag="ready", tag_field="type"):
+class Ready(Record, frozen=True, tag="ready", tag_field="type"):
     """The tensors of a step are computed and follow at once."""
 
     step: Count
     seconds: tuple[Seconds, ...] = ()  # compute time of each stage so far
 
 
-class Result(msgspec.Struct, frozen=True, tag="result", tag_field="type"):
-    """The last stage has finished a step.  `tokens` is in the order of Decode.sequences, empty for a prefill."""
+class Result(Record, frozen=True, tag="result", tag_field="type"):
+    """The last stage has finished a step."""
 
     step: Count
-    tokens: tuple[TokenId, ...] = ()
+    tokens: tuple[TokenId, ...] = ()  # in the order of Decode.sequences; empty for a prefill
     logprobs: tuple[TokenLogprobs | None, ...] = ()  # empty when no sequence asked
     seconds: tuple[Seconds, ...] = ()
 
 
-class Goodbye(msgspec.Struct, frozen=True, tag="goodbye", tag_field="type"):
+class Loaded(Record, frozen=True, tag="loaded", tag_field="type"):
+    """Goes round once: each rank passes it on when its weights are in memory; back on rank 0, all have them."""
+
+    kv_tokens: Count | None = None  # that fit on the tightest stage so far; None: no limit known
+
+
+class Goodbye(Record, frozen=True, tag="goodbye", tag_field="type"):
     """Orderly end: each rank passes it on and leaves its loop."""
 
 
-Frame = Hello | Welcome | Step | Ready | Result | Goodbye
+Frame = Hello | Welcome | Loaded | Step | Ready | Result | Goodbye
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
@@ -143,10 +154,14 @@ def decode(body: bytes | bytearray | memoryview) -> Frame:
     """
     try:
         frame = _decoder.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise FrameError(f"not a valid frame: {error}") from error
     if isinstance(frame, Step):
         _check_step(frame)
+    if isinstance(frame, Result) and len(frame.logprobs) not in (0, len(frame.tokens)):
+        raise FrameError(
+            f"step {frame.step}: {len(frame.logprobs)} logprobs for {len(frame.tokens)} tokens"
+        )
     return frame
 
 
