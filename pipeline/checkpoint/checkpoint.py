@@ -23,6 +23,7 @@ from pipeline.checkpoint.provenance import trace
 from pipeline.checkpoint.source import Folder, Source
 from pipeline.checkpoint.weightless import (
     CONFIG_FAULTS,
+    Classes,
     Config,
     LazyModel,
     WeightsNeeded,
@@ -64,9 +65,8 @@ class Checkpoint:
     `config`: as mlx-lm reads it, with the end-of-sequence tokens of generation_config.json.
     """
 
-    def __init__(self, source: Source, config: Config, trust_remote_code: bool) -> None:
-        self._source, self._trust = source, trust_remote_code
-        self.config = config
+    def __init__(self, source: Source, config: Config, classes: Classes) -> None:
+        self._source, self._classes, self.config = source, classes, config
 
     @classmethod
     def open(
@@ -87,8 +87,7 @@ class Checkpoint:
             else HubRepository.open(name, revision, trust_remote_code, progress or silent)
         )
         config = _read_config(files.path)
-        model_classes(files.path, config, trust_remote_code)
-        return cls(files, config, trust_remote_code)
+        return cls(files, config, model_classes(files.path, config, trust_remote_code))
 
     @property
     def path(self) -> Path:
@@ -183,7 +182,7 @@ class Checkpoint:
         return _Layout(blueprint, measure_costs(blueprint, parameters, self.config, kv), files)
 
     def _build(self, present: Mapping[str, Path]) -> LazyModel:
-        return build(self.path, self._source.headers, present, self._trust)
+        return build(self.path, self._source.headers, present, self._classes)
 
     def _evaluate(self, parameters: dict[str, mx.array], what: str, progress: Progress) -> None:
         meter = Meter(what, sum(array.nbytes for array in parameters.values()), progress)

@@ -22,6 +22,7 @@ from pipeline.errors import CheckpointError, UnsupportedModel
 
 Config: TypeAlias = dict[str, Any]
 Model: TypeAlias = Any  # an mlx.nn.Module of mlx-lm
+Classes: TypeAlias = tuple[Any, Any]  # of a model and of its arguments
 
 # What code of an architecture raises over a config that it can't digest.
 CONFIG_FAULTS = (KeyError, TypeError, AttributeError, IndexError, AssertionError, ArithmeticError)
@@ -41,7 +42,7 @@ class WeightsNeeded(CheckpointError):
     """The architecture looks at values of weights while the model is built, so that stubs do not do."""
 
 
-def model_classes(path: Path, config: Config, trust_remote_code: bool) -> tuple[Any, Any]:
+def model_classes(path: Path, config: Config, trust_remote_code: bool) -> Classes:
     """(model class, arguments class) for `config`, as mlx-lm finds them.
 
     Raises UnsupportedModel when there are none, or when they are code that may not run.
@@ -60,7 +61,7 @@ def model_classes(path: Path, config: Config, trust_remote_code: bool) -> tuple[
         ) from error
 
 
-def _custom_classes(path: Path, file: str, trusted: bool) -> tuple[Any, Any]:
+def _custom_classes(path: Path, file: str, trusted: bool) -> Classes:
     if not trusted:
         raise UnsupportedModel(
             f"{path / 'config.json'} wants to run its own code ({file}); "
@@ -78,24 +79,25 @@ def build(
     path: Path,
     headers: Mapping[str, Header],
     present: Mapping[str, Path],
-    trust_remote_code: bool = False,
+    classes: Classes,
 ) -> LazyModel:
-    """The whole model, nothing of it evaluated.  Weights of files not in `present` raise when evaluated.
+    """The whole model, nothing of it evaluated.  Weights of files not in `present` raise when they are.
 
-    Raises UnsupportedModel, CheckpointError when the weights do not match the architecture, WeightsNeeded.
+    `classes`: what `model_classes` answered.  Raises CheckpointError when the weights do not match
+    the architecture, WeightsNeeded.
     """
+    model_class, arguments = classes
     tensors: dict[str, mx.array] = {}
     with _view(path, headers, present) as (folder, seal):
 
-        def classes(config: Config) -> tuple[Callable[[Any], Model], Any]:
-            seal()  # the weights have been opened by now, and `sanitize` comes next
-            model_class, arguments = model_classes(path, config, trust_remote_code)
+        def opened(config: Config) -> tuple[Callable[[Any], Model], Any]:
+            seal()  # mlx-lm asks for the classes between opening the weights and `sanitize`
             return lambda values: _recording(model_class(values), tensors), arguments
 
         try:
-            # A model_file is resolved by `classes`, which needs to be asked.
+            # With a model_file it would not ask.
             model, _ = load_model(
-                folder, lazy=True, model_config={"model_file": None}, get_model_classes=classes
+                folder, lazy=True, model_config={"model_file": None}, get_model_classes=opened
             )
         except CONFIG_FAULTS as error:
             detail = f"{type(error).__name__}: {error}"[:_DETAIL]
