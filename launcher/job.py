@@ -46,10 +46,12 @@ class JobSpec:
 
     def arguments(self, hosts: Hostfile) -> list[str]:
         """The arguments for `launcher.mlx_launch`."""
-        arguments = [f"{self.grace:g}", "--hostfile", str(self.hostfile), "--backend", self.backend]
+        # A world of one needs no backend, and MLX ends a lone MPI rank in a way mpirun calls a failure.
+        backend = self.backend if len(hosts.hosts) > 1 else "ring"
+        arguments = [f"{self.grace:g}", "--hostfile", str(self.hostfile), "--backend", backend]
         if self.starting_port is not None:
             arguments += ["--starting-port", str(self.starting_port)]
-        if self.backend == "mpi" and hosts.is_local:
+        if backend == "mpi" and hosts.is_local:
             # mpirun refuses more ranks than cores unless told that this is meant.
             arguments += ["--mpi-arg=--map-by :OVERSUBSCRIBE"]
         return [*arguments, "--", *self.command]
@@ -58,6 +60,8 @@ class JobSpec:
         """`base` with this interpreter's programs (python, mpirun) found first."""
         programs = str(Path(sys.executable).parent)
         environment = {**base, "PATH": os.pathsep.join([programs, base.get("PATH", os.defpath)])}
+        # Unbuffered, Python writes a line and its end apart, and lines of several ranks get mixed.
+        environment.pop("PYTHONUNBUFFERED", None)
         if self.backend == "mpi" and os.geteuid() == 0:
             environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         return environment

@@ -11,6 +11,7 @@ It must lead a session of its own, since that is what gets stopped.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -74,10 +75,11 @@ def stop_when_closed(descriptor: int, commands: Commands, grace: float) -> None:
     signal_session(os.getsid(0), signal.SIGTERM, commands.spared)
     time.sleep(grace)
     left = len(set(members(os.getsid(0))) - commands.spared)
+    kill_session(os.getsid(0), {os.getpid()})
     if left:
         text = f"unresponsive: {left} processes did not stop within {grace:g} s and were killed"
-        print(text, file=sys.stderr, flush=True)
-    kill_session(os.getsid(0), {os.getpid()})
+        with contextlib.suppress(BrokenPipeError):  # nobody listens any more
+            print(text, file=sys.stderr, flush=True)
 
 
 def replace_stdin() -> int:

@@ -1,0 +1,237 @@
+"""Real jobs of mlx.launch, with small ranks that stop, fail or refuse to stop."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launcher.hostfile import local_hostfile
+from launcher.job import Job, JobSpec, LineBuffer
+from launcher.outcome import Outcome, RankFailure
+from launcher.session import members
+
+RANK = str(Path(__file__).with_name("rank.py"))
+UP = re.compile(r"up (\d+) (\d+)")
+DEADLINE = 60.0
+BACKENDS = ["ring", "mpi"]
+
+pytestmark = pytest.mark.ranks
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+@dataclass
+class Run:
+    """A job in a thread, and what it has said."""
+
+    spec: JobSpec
+    lines: list[str] = field(default_factory=list)
+    outcome: Outcome | None = None
+
+    def __post_init__(self) -> None:
+        self.job = Job(self.spec, lambda line, is_error: self.lines.append(line))
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        self.outcome = self.job.run()
+
+    @property
+    def text(self) -> str:
+        """All output; mpirun may break a line where another rank's begins."""
+        return "\n".join(self.lines)
+
+    @property
+    def ranks(self) -> list[int]:
+        return sorted(int(rank) for rank, _ in UP.findall(self.text))
+
+    @property
+    def pids(self) -> list[int]:
+        return [int(pid) for _, pid in UP.findall(self.text)]
+
+    def finish(self) -> Outcome:
+        self.thread.join(DEADLINE)
+        assert self.outcome is not None
+        return self.outcome
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    runs: list[Run] = []
+
+    def start(behaviour: str, backend: str = "ring", ranks: int = 3, grace: float = 20.0) -> Run:
+        hostfile = tmp_path / "hostfile.json"
+        hostfile.write_text(local_hostfile(ranks))
+        command = (sys.executable, RANK, behaviour)
+        runs.append(Run(JobSpec(command, hostfile, backend, grace=grace)))
+        return runs[-1]
+
+    yield start
+    for started in runs:
+        started.job.stop()
+        started.job.stop()
+        started.finish()
+        assert not [pid for pid in started.pids if is_running(pid)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_job_that_finishes(run: Callable[..., Run], backend: str, ranks: int) -> None:
+    job = run("finish", backend, ranks)
+    assert job.finish() == Outcome(0)
+    assert job.ranks == list(range(ranks))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_stop_lets_every_rank_end_in_order(run: Callable[..., Run], backend: str) -> None:
+    job = run("graceful", backend)
+    wait_for(lambda: len(job.pids) == 3)
+    job.job.stop()
+    assert job.finish() == Outcome(0, stopped=True)
+    assert job.text.count("stopping in order") == 3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ranks_that_will_not_stop_are_killed(run: Callable[..., Run], backend: str) -> None:
+    job = run("stubborn", backend, grace=1.0)
+    wait_for(lambda: len(job.pids) == 3)
+    job.job.stop()
+    outcome = job.finish()
+    assert outcome.status == 1
+    assert outcome.reasons == ("3 processes did not stop within 1 s and were killed",)
+
+
+def test_a_second_stop_does_not_wait(run: Callable[..., Run]) -> None:
+    job = run("stubborn", grace=10 * DEADLINE)
+    wait_for(lambda: len(job.pids) == 3)
+    job.job.stop()
+    job.job.stop()
+    assert job.finish().stopped
+
+
+def test_a_failed_rank_ends_the_job_with_its_sentence(run: Callable[..., Run]) -> None:
+    expected = Outcome(3, ("layer 7 is missing",), RankFailure(1, 3))
+    assert run("fail").finish() == expected
+
+
+def test_a_failed_rank_does_not_block_mpi(run: Callable[..., Run]) -> None:
+    """Rank 1 hangs in MPI's finalize, which waits for the others; its status is lost, not its words."""
+    outcome = run("fail", "mpi").finish()
+    assert outcome.reasons == ("layer 7 is missing",)
+    assert outcome.status != 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_crashed_rank_ends_the_job(run: Callable[..., Run], backend: str) -> None:
+    outcome = run("crash", backend).finish()
+    assert outcome.status != 0
+    assert outcome.reasons
+    if backend == "ring":
+        assert outcome.first_failure == RankFailure(1, -signal.SIGKILL)
+
+
+def test_waiting_costs_no_cpu(run: Callable[..., Run]) -> None:
+    job = run("graceful")
+    wait_for(lambda: len(job.pids) == 3)
+    launch = psutil.Process(os.getsid(job.pids[0]))
+    before = sum(launch.cpu_times()[:2])
+    time.sleep(3)
+    assert sum(launch.cpu_times()[:2]) - before < 0.3  # mlx.launch by itself: 3
+
+
+@contextmanager
+def runner(behaviour: str, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+    """`python -m launcher.job` over two ranks, once those are up."""
+    command = [sys.executable, "-m", "launcher.job", "--ranks", "2", *arguments]
+    command += ["--", sys.executable, RANK, behaviour]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    pids = [int(process.stdout.readline().split()[2]) for _ in range(2)]
+    session = os.getsid(pids[0])
+    try:
+        yield process, pids
+    finally:
+        process.kill()
+        process.communicate()
+        wait_for(lambda: not members(session))
+
+
+def test_nothing_outlives_a_runner_that_was_killed() -> None:
+    with runner("stubborn", "--grace", "1") as (process, pids):
+        process.kill()
+        wait_for(lambda: not any(is_running(pid) for pid in pids))
+
+
+def test_nothing_outlives_an_mlx_launch_that_was_killed() -> None:
+    with runner("stubborn") as (process, pids):
+        os.kill(os.getsid(pids[0]), signal.SIGKILL)
+        _, errors = process.communicate(timeout=DEADLINE)
+        assert process.returncode == 1
+        assert errors.splitlines()[-1] == "error: mlx.launch was killed by SIGKILL"
+        assert not any(is_running(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_stop_it_in_order(number: signal.Signals) -> None:
+    with runner("graceful") as (process, _):
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=DEADLINE)
+        assert (process.returncode, errors) == (0, "")
+        assert output.count("stopping in order") == 2
+
+
+def failed_command(*arguments: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "launcher.job", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    return done.returncode, done.stderr.splitlines()[-1]
+
+
+def test_the_sentence_is_the_last_line() -> None:
+    status, last = failed_command("--ranks", "2", "--", sys.executable, RANK, "fail")
+    assert (status, last) == (3, "error: layer 7 is missing")
+
+
+def test_a_missing_hostfile_is_told_at_once(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none.json")
+    status, last = failed_command("--hostfile", missing, "--", "true")
+    assert status == 2
+    assert f"{missing}: can't be read" in last
+
+
+def test_no_ranks_are_refused() -> None:
+    status, last = failed_command("--ranks", "0", "--", "true")
+    assert status == 2
+    assert "--ranks must be at least 1, not 0" in last
+
+
+def test_lines_are_put_together_from_pieces() -> None:
+    buffer = LineBuffer()
+    pieces = [b"a", b"b\nc\r\n", "ü".encode()[:1], "ü".encode()[1:] + b"\n\nrest", b""]
+    lines = [line for piece in pieces for line in buffer.lines(piece)]
+    assert lines == ["ab", "c", "ü", "", "rest"]
