@@ -1,6 +1,6 @@
 # Sourced by the other scripts: makes the environment they run in. Bash 3.2, which macOS ships, is enough.
 #
-# After `prepare_environment [extra]`: $python is the virtual environment's interpreter, the project is
+# After `prepare_environment [extras]`: $python is the virtual environment's interpreter, the project is
 # installed in it, and on Linux numerics go through OpenBLAS if this machine has or can get it.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -49,7 +49,7 @@ make_venv() {
     "$base" -m venv "$venv" || die "$base could not make a virtual environment in $venv"
 }
 
-# install_project EXTRA: "" or the name of an extra in pyproject.toml
+# install_project EXTRAS: "" or extras of pyproject.toml, joined by commas
 install_project() {
     local stamp=$venv/.installed${1:+-$1} wanted
     wanted=$(fingerprint)

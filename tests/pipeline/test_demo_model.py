@@ -233,24 +233,45 @@ def hub(tmp_path: Path, tiny: demo_gguf.Gguf) -> Iterator[str]:
         thread.join()
 
 
-@pytest.mark.parametrize("option", ["--no-quantized", "--quantized"])
-def test_the_hub_is_preferred_where_it_answers(tmp_path: Path, hub: str, option: str) -> None:
-    environment = {
+@pytest.fixture
+def hub_environment(tmp_path: Path, hub: str) -> dict[str, str]:
+    return {
         **os.environ,
         "HF_ENDPOINT": hub,
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_DISABLE_XET": "1",
         "MLXC_CACHE_DIR": str(tmp_path / "cache"),
     }
-    made = subprocess.run(
+
+
+def making(environment: dict[str, str], option: str = "--no-quantized") -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "scripts/demo_model.py", option],
+        cwd=Path(__file__).parents[2],
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
     )
-    assert made.returncode == 0, made.stderr
-    assert "from the Hugging Face hub" in made.stderr
-    error = relative_error(logits(Path(made.stdout.strip())), logits(Hub.folder))
+
+
+@pytest.mark.parametrize("option", ["--no-quantized", "--quantized"])
+def test_the_hub_is_preferred_where_it_answers(
+    hub_environment: dict[str, str], option: str
+) -> None:
+    made = making(hub_environment, option)
+    output, said = made.communicate(timeout=120)
+    assert made.returncode == 0, said
+    assert "from the Hugging Face hub" in said
+    error = relative_error(logits(Path(output.strip())), logits(Hub.folder))
     assert error < (1e-5 if option == "--no-quantized" else 0.3)
+
+
+def test_one_of_several_processes_makes_it(hub_environment: dict[str, str]) -> None:
+    processes = [making(hub_environment) for _ in range(3)]
+    ends = [process.communicate(timeout=120) for process in processes]
+    paths, said = zip(*ends, strict=True)
+    assert len(set(paths)) == 1
+    assert "".join(said).count("downloading") == 1
+    folder = Path(paths[0].strip())
+    assert {path.name for path in folder.parent.iterdir()} == {folder.name, f"{folder.name}.lock"}
