@@ -27,7 +27,7 @@ from pipeline.sampling.history import History
 from pipeline.sampling.logprobs import LogprobArrays, Logprobs
 from pipeline.sampling.noise import GumbelNoise, mix, row_keys
 
-GREEDY_BELOW = 1.0e-5  # a lower temperature is greedy: dividing by it would overflow float32
+GREEDY_BELOW = 1.0e-5  # by vLLM's convention, lower temperatures are greedy: float32 has no 1e-46
 HIGHEST_TEMPERATURE = 1.0e4  # uniform but for masked tokens
 
 _CACHED_BATCHES = 64  # at least the number of micro-batches in flight

@@ -58,8 +58,8 @@ def test_edits_decide_the_greedy_token(params, prompt, emitted, expected):
 
 
 def test_a_negative_logit_is_multiplied_by_the_repetition_penalty():
-    assert sample([-1.0, -1.5], greedy(repetition_penalty=2.0), [0]) == 1
-    assert sample([-1.0, -1.5], greedy(repetition_penalty=0.5), [1]) == 1
+    assert sample([-0.4, -0.6], greedy(repetition_penalty=2.0), [0]) == 1
+    assert sample([-0.4, -0.6], greedy(repetition_penalty=0.5), [1]) == 1
 
 
 def test_a_row_whose_every_token_is_masked_still_gives_a_token():
@@ -67,16 +67,23 @@ def test_a_row_whose_every_token_is_masked_still_gives_a_token():
     assert sample([1.0, 2.0, 3.0], everything) in {0, 1, 2}
 
 
-@pytest.mark.parametrize("temperature", [1.0, 1.0e4])
+@pytest.mark.parametrize("temperature", [1.0, 1.0e300])
 def test_a_masked_token_is_never_drawn(temperature):
     for seed in range(50):
         params = SamplingParams(
             seed=seed, temperature=temperature, end_tokens=(0,), min_tokens=1, top_k=2
         )
-        assert sample([9.0, 0.0, 0.0], params) != 0
+        assert sample([900.0, 0.0, 0.0], params) != 0
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0e-30, 1.0e-5])
+def test_end_tokens_are_masked_for_exactly_the_first_min_tokens():
+    sampler = Sampler(3)
+    sampler.add(0, greedy(end_tokens=(2, 1), min_tokens=2), [])
+    logits = mx.array([[1.0, 2.0, 3.0]])
+    assert [sampler(logits, [0]).record()[0] for _ in range(4)] == [[0], [0], [2], [2]]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0e-300, 1.0e-30, 1.0e-5])
 def test_the_lowest_temperatures_are_greedy(temperature):
     logits = [0.0, 80.0, 79.0, -math.inf]
     assert sample(logits, SamplingParams(temperature=temperature)) == 1

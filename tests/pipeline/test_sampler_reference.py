@@ -88,3 +88,11 @@ def test_filters_keep_what_the_reference_keeps(batch, logits_seed):
         low, high = (reference.kept(x, row_params, s) for s in (-1e-5, 1e-5))
         assert (mask == low).all() or (mask == high).all()
         assert (filtered[row][mask] == logits[row][mask]).all()
+
+
+@pytest.mark.parametrize("mate", [{}, {"top_k": 6, "top_p": 0.5}, {"top_p": 0.5}, {"min_p": 0.5}])
+def test_tokens_too_light_to_add_up_in_float32_are_kept_without_top_p(mate):
+    light = mx.array([[0.0] + [-30.0] * 7] * 3)
+    batch = [SamplingParams(), SamplingParams(**mate), SamplingParams(top_k=8 - 1)]
+    filtered = np.array(Filters(batch, 8)(light))
+    assert (filtered[[0, 2]] == np.array(light)[[0, 2]]).all()
