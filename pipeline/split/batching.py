@@ -8,10 +8,10 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
 
-# What upstream's caches and models raise where they are not made for batches: a missing method,
+# What mlx-lm raises where a model or a cache is not made for what is asked of it: a missing method,
 # shapes that don't go together (ValueError), an array in place of an int (TypeError, ValueError),
 # nothing to merge (StopIteration).
-_REFUSALS = (
+REFUSALS = (
     AttributeError,
     IndexError,
     KeyError,
@@ -26,11 +26,14 @@ _REFUSALS = (
 def can_batch(model: nn.Module) -> bool:
     """Whether sequences of `model` can join, leave and be taken out of a batch.
 
+    That mlx-lm goes through with it does not say that it computes the right thing: with recurrent
+    layers it does not for prompts of unequal lengths that are padded and prefilled together, only for
+    those that are prefilled one by one and then merged.
     Goes through all of it lazily: the model is not evaluated, only the small offsets that mlx-lm itself reads.
     """
     try:
         _join_and_leave(model)
-    except _REFUSALS:
+    except REFUSALS:
         return False
     return True
 
@@ -52,8 +55,9 @@ def _join_and_leave(model: nn.Module) -> None:
     _step(model, batch, batch=3, length=1)
     leaving = [cache.extract(1) for cache in batch]
     for cache in batch:
-        cache.filter([0, 2])
+        cache.filter(mx.array([0, 2]))
     _step(model, batch, batch=2, length=1)
+    _step(model, leaving, batch=1, length=1)
     _step(model, _merge([leaving]), batch=1, length=2)
 
 

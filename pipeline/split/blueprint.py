@@ -48,7 +48,9 @@ class Blueprint:
     """How a model is laid out over its layers.
 
     `passes`: how often a forward goes through all the layers (1, but 2 for looped models).
-    `batchable`: whether mlx-lm can merge, extend, filter and extract the caches of this architecture.
+    `batchable`: whether mlx-lm can merge, extend, filter and extract the caches of this architecture,
+    once each prompt has been prefilled by itself.  (Prefilled together with padding, recurrent layers of
+    mlx-lm take the padding, or what was cut off by a chunk's end, into their state.)
     `calls`: the layer calls of one forward, `passes * num_layers` of them.
     `caches`: the kind of each cache of the whole model.
     `shared`: caches that more than one layer uses, with those layers.

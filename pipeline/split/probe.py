@@ -18,7 +18,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from pipeline.errors import UnsupportedModel
 from pipeline.split.adapters import make_adapter
-from pipeline.split.batching import can_batch
+from pipeline.split.batching import REFUSALS, can_batch
 from pipeline.split.blueprint import Blueprint, LayerCall, Placement, Shape, fill
 from pipeline.split.caches import kind_of
 from pipeline.split.modules import (
@@ -69,7 +69,8 @@ def probe(model: nn.Module) -> Blueprint:
     Quantize it first if the checkpoint is quantized.  Only this instance is instrumented, and only
     until the call returns or raises; no other thread may use it meanwhile.
 
-    Raises UnsupportedModel if the layers aren't called in order, or parameters lie where they can't be found.
+    Raises UnsupportedModel if mlx-lm's own code fails on a forward, the layers aren't called in order, or
+    a parameter lies where it can't be found.
     """
     name = architecture_of(model)
     if not hasattr(model, "layers"):
@@ -84,8 +85,13 @@ def probe(model: nn.Module) -> Blueprint:
     watch = _Watch({id(cache): i for i, cache in enumerate(caches)})
     with _passed_through(adapter.opaque(model)):
         with _observed(model, layers, watch):
-            calls = _forwards(model, caches, watch)
-        batchable = can_batch(model)
+            try:
+                calls = _forwards(model, caches, watch)
+            except REFUSALS as error:
+                raise UnsupportedModel(
+                    f"mlx-lm can't run this variant of the architecture {name!r}: {error}"
+                ) from error
+        batchable = adapter.batchable and can_batch(model)
     n = len(layers)
     passes = _count_passes(name, calls, n)
     stubs = _stubs(model, watch)

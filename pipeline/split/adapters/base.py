@@ -21,6 +21,8 @@ class Adapter:
     One adapter belongs to one stage and keeps no state of a call: that is in the Run it is handed.
     """
 
+    batchable = True  # False: mlx-lm merges the caches, but computes something else with them
+
     def prepare(self, model: nn.Module) -> None:
         """Bring the model to a form that can be split, before it is probed or made a stage."""
 

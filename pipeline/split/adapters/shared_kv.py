@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 
 class Afm7(Adapter):
-    """The layers that reuse K/V get them from the last layer with a cache, by the code between the layers."""
+    """The layers that reuse K/V get them from the last layer with a cache, by the code between the layers.
+
+    Their queries take the position from the length of the keys, padding included, so a batch of
+    sequences of unequal lengths would turn all but the longest by wrong angles.
+    """
+
+    batchable = False
 
     def shared_caches(
         self, model: nn.Module, calls: Sequence[LayerCall], num_layers: int

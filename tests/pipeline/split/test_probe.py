@@ -194,4 +194,4 @@ def test_nothing_is_evaluated(architecture: str) -> None:
     probe(model)
     small = 32 << 10  # bytes: offsets and masks; the parameters are several times that
     assert mx.get_peak_memory() - before < small
-    assert sum(array.nbytes for _, array in tree_flatten(model.parameters())) > 4 * small
+    assert sum(array.nbytes for _, array in tree_flatten(model.parameters())) > 2 * small

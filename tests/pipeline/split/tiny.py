@@ -25,6 +25,7 @@ CONFIGS: dict[str, dict[str, Any]] = json.loads(
 TIE_KEYS = ("tie_word_embeddings", "weight_tying")
 TIES_WITHOUT_HEAD = ("gemma3", "gemma3_text", "recurrent_gemma")  # sanitize() sees no head: tied
 CANNOT_BATCH = {
+    "afm7": "layers that reuse K/V take the padding for positions",
     "deepseek_v41": "its LayerCache has no merge",
     "gemma2": "adds a mask [B, 1, L, S] to scores [B, H, G, L, S]",
     "gpt_bigcode": "takes the offset as one int",
