@@ -14,6 +14,7 @@ import json
 import platform
 import statistics
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     rows: list[dict[str, Any]] = []
-    print(f"{mx.default_device()}, {platform.machine()}, mlx {mx.__version__}; host / total in us")
+    print(f"{mx.default_device()}, {platform.machine()}, mlx {version("mlx")}; host / total in us")
     for vocab in arguments.vocab:
         print(f"\nV = {vocab:<18}" + "".join(f"{f'B = {b}':>18}" for b in arguments.batch))
         for name, params in CASES.items():
