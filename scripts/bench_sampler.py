@@ -74,7 +74,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     rows: list[dict[str, Any]] = []
-    print(f"{mx.default_device()}, {platform.machine()}, mlx {version("mlx")}; host / total in us")
+    print(f"{mx.default_device()}, {platform.machine()}, mlx {version('mlx')}; host / total in us")
     for vocab in arguments.vocab:
         print(f"\nV = {vocab:<18}" + "".join(f"{f'B = {b}':>18}" for b in arguments.batch))
         for name, params in CASES.items():
