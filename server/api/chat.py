@@ -25,7 +25,8 @@ from server.api.templates import chat_prompt
 
 async def chat_completions(request: Request) -> Response:
     service: Service = request.app.state.service
-    body = parse(ChatBody, await read_body(request, service.max_body_bytes))
+    raw = await read_body(request, service.max_body_bytes)
+    body = await asyncio.to_thread(parse, ChatBody, raw)
     service.note_unknown_fields(body.unknown_fields())
     model, generator = service.serving(body.model)
     dialect = ChatDialect(model, body)

@@ -26,7 +26,8 @@ from server.api.templates import text_prompt
 
 async def completions(request: Request) -> Response:
     service: Service = request.app.state.service
-    body = parse(CompletionBody, await read_body(request, service.max_body_bytes))
+    raw = await read_body(request, service.max_body_bytes)
+    body = await asyncio.to_thread(parse, CompletionBody, raw)
     service.note_unknown_fields(body.unknown_fields())
     model, generator = service.serving(body.model)
     if len(body.prompts) > service.max_concurrent_requests:

@@ -13,8 +13,9 @@ knows what each of them means to a client.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import structlog
@@ -149,11 +150,8 @@ async def respond(request: Request, exc: Exception) -> Response:
     """The exception handler of the application, for every kind of exception."""
     request_id = request.state.request_id
     failure = failure_of(exc, request_id)
-    if failure.status == 404 and isinstance(exc, HTTPException):
-        failure = Failure(404, f"Unknown path: {request.url.path}", failure.type)
-    if failure.status == 405:
-        message = f"{request.url.path} does not take {request.method}."
-        failure = Failure(405, message, failure.type, headers=failure.headers)
+    if isinstance(exc, HTTPException):
+        failure = replace(failure, message=f"{request.method} {request.url.path}: {exc.detail}.")
     if failure.code == "internal_error":
         log.error("request failed", request_id=request_id, exc_info=exc)
     return Response(
@@ -183,6 +181,6 @@ def _sentence(path: str, details: ErrorDetails) -> str:
     problem = details["msg"]
     if details["type"] in {"unsupported", "value_error", "bad_value"}:
         return f"{path}: {problem}."
-    given = repr(details["input"])
-    shown = given if len(given) <= 80 else given[:77] + "..."
-    return f"{path or 'The body'}: {problem[:1].lower()}{problem[1:]}, got {shown}."
+    # reprlib: the input may be a list of millions.
+    given = reprlib.repr(details["input"])
+    return f"{path}: {problem[:1].lower()}{problem[1:]}, got {given}."

@@ -59,6 +59,12 @@ def _one_or_many(value: Any) -> Any:
     raise PydanticCustomError("bad_value", "must be a string or a list of strings")
 
 
+def _few_biases(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise PydanticCustomError("bad_value", f"at most {MAX_BIASES} tokens can be biased")
+    return value
+
+
 Positive = Annotated[StrictInt, Field(ge=1)]
 Natural = Annotated[StrictInt, Field(ge=0)]
 Fraction = Annotated[StrictFloat, Field(ge=0, le=1)]
@@ -91,13 +97,9 @@ class GenerationBody(Part):
     top_p: Fraction | None = None
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: (
-        Annotated[dict[str, Bias], BeforeValidator(_at_most(MAX_BIASES, dict))] | None
-    ) = None
+    logit_bias: Annotated[dict[str, Bias], BeforeValidator(_few_biases)] | None = None
     seed: Annotated[StrictInt, INT64] | None = None
-    stop: Annotated[list[StopString], BeforeValidator(_one_or_many), AT_MOST_4] | None = (
-        None
-    )
+    stop: Annotated[list[StopString], AT_MOST_4, BeforeValidator(_one_or_many)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     user: StrictStr | None = None  # for the provider's statistics; changes no answer
@@ -162,8 +164,8 @@ class Message(Part):
     ]
     content: Annotated[
         list[Annotated[TextPart, BeforeValidator(_text_only)]],
-        BeforeValidator(_as_parts),
         SOME,
+        BeforeValidator(_as_parts),
     ]
     name: StrictStr | None = None
     tool_calls: Annotated[Any, only([])] = None

@@ -13,7 +13,9 @@ from pipeline.request import Generator
 from server.api.errors import NotReady, Overloaded, UnknownModel
 from server.api.vocabulary import Tokenizer, Vocabulary
 
-MAX_NAMES_LOGGED = 256  # a client that invents field names must not fill memory or the log
+# A client that invents field names must not fill memory or the log.
+MAX_NAMES_LOGGED = 256
+MAX_NAME_CHARS = 80
 
 log = structlog.get_logger(__name__)
 
@@ -80,7 +82,7 @@ class Service:
 
     def note_unknown_fields(self, names: Iterable[str]) -> None:
         """Log each field name that is ignored, the first time it is seen."""
-        for name in names:
+        for name in (full[:MAX_NAME_CHARS] for full in names):
             if name not in self._logged and len(self._logged) < MAX_NAMES_LOGGED:
                 self._logged.add(name)
-                log.warning("unknown request field ignored", field=name[:80])
+                log.warning("unknown request field ignored", field=name)

@@ -15,9 +15,12 @@ RESERVED_KWARGS = frozenset(
     {
         "add_generation_prompt", "chat_template", "continue_final_message", "conversation", "documents",
         "max_length", "messages", "padding", "processor_kwargs", "return_assistant_tokens_mask",
-        "return_dict", "return_tensors", "tokenize", "tokenizer_kwargs", "tools", "truncation",
+        "return_dict", "return_tensors", "sanitize_control_tokens", "tokenize", "tokenizer_kwargs",
+        "tools", "truncation",
     }
 )  # fmt: skip
+
+MAX_REASON_CHARS = 300  # a template may quote the messages
 
 
 def chat_prompt(body: ChatBody, model: ServedModel) -> list[int]:
@@ -45,7 +48,8 @@ def chat_prompt(body: ChatBody, model: ServedModel) -> list[int]:
     ) as e:
         # A template is a program: on messages or variables it was not made for it fails in any of these ways.
         raise InvalidRequest(
-            f"The model's chat template refuses these messages: {e}", param="messages"
+            f"The model's chat template refuses these messages: {str(e)[:MAX_REASON_CHARS]}",
+            param="messages",
         ) from e
 
 

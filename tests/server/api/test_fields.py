@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from transformers import PreTrainedTokenizerBase
 
+from server.api.errors import InvalidRequest
+from server.api.schemas import ChatBody, parse
+from server.api.templates import RESERVED_KWARGS
 from tests.server.api.conftest import Client
 from tests.server.api.fakes import TOKENIZER, FakeEngine
 
@@ -35,6 +42,7 @@ BOTH: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"-1": 1}}, "logit_bias.-1"),
     ({"logit_bias": {str(VOCABULARY): 1}}, "logit_bias"),
     ({"logit_bias": [1]}, "logit_bias"),
+    ({"logit_bias": {str(number): 1 for number in range(1001)}}, "logit_bias"),
     ({"seed": 2**63}, "seed"),
     ({"seed": -(2**63) - 1}, "seed"),
     ({"seed": 10**400}, "seed"),
@@ -69,6 +77,7 @@ CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": None}, "messages"),
     ({"messages": []}, "messages"),
     ({"messages": "hi"}, "messages"),
+    ({"messages": [USER] * 10_001}, "messages"),
     ({"messages": ["hi"]}, "messages.0"),
     ({"messages": [USER, {"role": "user"}]}, "messages.1.content"),
     ({"messages": [{"role": "user", "content": None}]}, "messages.0.content"),
@@ -153,7 +162,7 @@ def refused(response: Any, param: str) -> None:
     assert len(error["message"]) < 400
 
 
-@pytest.mark.parametrize(("fields", "param"), BOTH + CHAT, ids=repr)
+@pytest.mark.parametrize(("fields", "param"), BOTH + CHAT, ids=lambda value: repr(value)[:60])
 def test_chat_refuses(
     client: Client, engine: FakeEngine, fields: dict[str, Any], param: str
 ) -> None:
@@ -177,6 +186,28 @@ def test_harmless_values_are_accepted(client: Client, name: str, value: Any) -> 
 
 def test_harmless_values_of_completions(client: Client) -> None:
     assert client.complete(n=1, best_of=1, echo=False, suffix="").status_code == 200
+
+
+LONG: list[dict[str, Any]] = [
+    {"messages": [1] * 1000},
+    {"messages": [{"role": "user", "content": [1] * 1000}]},
+    {"messages": [USER], "stop": [1] * 1000},
+    {"messages": [USER], "stop_token_ids": [-1] * 1000},
+]
+
+
+@pytest.mark.parametrize("fields", LONG, ids=lambda fields: str(list(fields)))
+def test_only_the_first_bad_item_is_reported(fields: dict[str, Any]) -> None:
+    """A body can hold millions of them."""
+    with pytest.raises(InvalidRequest) as refusal:
+        parse(ChatBody, json.dumps({"model": "tiny", **fields}).encode())
+    assert isinstance(refusal.value.__cause__, ValidationError)
+    assert refusal.value.__cause__.error_count() == 1
+
+
+def test_all_arguments_of_a_template_are_reserved() -> None:
+    arguments = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    assert set(arguments) - {"self", "kwargs"} <= RESERVED_KWARGS
 
 
 def test_openai_messages_can_be_sent_back(client: Client) -> None:
