@@ -37,9 +37,9 @@ class ClusterConfig(Section):
 
 
 class CoordinatorConfig(Section):
-    host: Text = Field(
-        default="127.0.0.1",
-        description="Address the coordinator listens on; nodes on other machines need one they reach.",
+    host: Auto[Text] = Field(
+        default=None,
+        description="Address the coordinator listens on; auto: the one by which nodes reach rank 0.",
     )
     port: Port = Field(
         default=8400, description="gRPC port of the coordinator, on the node of rank 0."

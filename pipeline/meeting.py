@@ -35,7 +35,7 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pid: int
     python: str
     versions: dict[str, str]
-    memory_bytes: int  # that weights and caches may take
+    memory_bytes: int  # that weights and caches may take, of this machine
     speed: float
     settings: str  # digest of what must be configured alike
     fingerprint: str = ""  # of the model; empty with an error
@@ -69,6 +69,13 @@ class Meeting(msgspec.Struct, frozen=True):
     def node(self) -> NodeConfig:
         """This rank's node."""
         return self.nodes[self.rank]
+
+    def memory_bytes(self, rank: int) -> int:
+        """What weights and caches of `rank` may take: ranks that share a machine share its memory."""
+        card = self.cards[rank]
+        if self.nodes[rank].memory is not None:
+            return card.memory_bytes
+        return card.memory_bytes // sum(other.machine == card.machine for other in self.cards)
 
     @property
     def host(self) -> str:
@@ -146,7 +153,10 @@ def place_layers(config: Config, meeting: Meeting, costs: ModelCosts) -> Plan:
         )
     ranges = config.layer_ranges(meeting.size)
     explicit = None if ranges is None else [LayerRange(r.first, r.last + 1) for r in ranges]
-    resources = [NodeResources(c.node, c.memory_bytes, c.speed) for c in meeting.cards]
+    resources = [
+        NodeResources(card.node, meeting.memory_bytes(rank), card.speed)
+        for rank, card in enumerate(meeting.cards)
+    ]
     return plan(costs, resources, explicit)
 
 

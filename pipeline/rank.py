@@ -62,6 +62,11 @@ class Placement:
         return self.plan.ranges[self.meeting.rank]
 
     @property
+    def memory_bytes(self) -> int:
+        """What weights and caches of this rank may take."""
+        return self.meeting.memory_bytes(self.meeting.rank)
+
+    @property
     def last(self) -> bool:
         """Whether this rank samples."""
         return self.meeting.rank == self.meeting.size - 1
@@ -113,7 +118,7 @@ class Rank:
 
     def memory(self) -> MemoryReport:
         """What MLX holds at this moment.  Any thread."""
-        limit = self.placed.result().meeting.card.memory_bytes if self.placed.done() else 0
+        limit = self.placed.result().memory_bytes if self.phase is not Phase.JOINING and self.placed.exception() is None else 0
         return MemoryReport(
             mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory(), limit
         )
@@ -244,7 +249,7 @@ class Rank:
         per_token = sum(costs.kv_bytes_per_token[layers.start : layers.end])
         if per_token == 0:
             return None
-        free = placement.meeting.card.memory_bytes - self.parameter_bytes
+        free = placement.memory_bytes - self.parameter_bytes
         return max(0, int(free * self.config.scheduler.kv_memory_share)) // per_token
 
     def _limits(self, placement: Placement, kv_tokens: int | None) -> Limits:
