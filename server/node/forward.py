@@ -10,7 +10,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -42,6 +42,10 @@ HOP_BY_HOP = frozenset(
 )
 # This server sets its own.
 OWN_HEADERS = frozenset((b"date", b"server"))
+
+# The rest of a refused body is not read, so the connection can't be used again.
+_CLOSE = {"connection": "close"}
+_DISCARD_S = 2.0
 
 _EVENT_STREAM = b"text/event-stream"
 
@@ -128,9 +132,10 @@ class Forwarder:
             request = self._request(scope, body, request_id)
             return await body.send_with(self._client, request)
         except BodyTooLarge as error:
-            return error_response(413, str(error), code="request_too_large")
+            await body.discard()
+            return error_response(413, str(error), code="request_too_large", headers=_CLOSE)
         except UploadStalled as error:
-            return error_response(408, str(error))
+            return error_response(408, str(error), headers=_CLOSE)
         except httpx.InvalidURL:
             return error_response(400, "the request target is not a path")
         except httpx.PoolTimeout:
@@ -188,6 +193,18 @@ class _RequestBody:
                 raise BodyTooLarge(self._too_large())
             yield chunk
         self._sent.set()
+
+    async def discard(self) -> None:
+        """Read on for a moment: closing on a client that still sends makes it miss the answer."""
+        with suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._read_on(), _DISCARD_S)
+
+    async def _read_on(self) -> None:
+        left, more = self._limits.max_body_bytes, True
+        while more and left > 0:
+            message = await self._receive()
+            left -= len(message.get("body", b""))
+            more = message.get("more_body", False)
 
     async def send_with(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
         """Send; while the response is awaited, a client that goes away raises ClientGone."""
