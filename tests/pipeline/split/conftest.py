@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 
 import mlx.core as mx
@@ -19,5 +18,4 @@ def _all_architectures_run() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _free_memory() -> Iterator[None]:
     yield
-    gc.collect()
     mx.clear_cache()

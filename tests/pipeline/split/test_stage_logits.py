@@ -11,18 +11,43 @@ import pytest
 from mlx.utils import tree_flatten
 
 from pipeline.errors import UnsupportedModel
-from pipeline.split import probe
-from tests.pipeline.split.tiny import CONFIGS, TIES_WITHOUT_HEAD, Tiny, Variant, run, tie_flipped
+from pipeline.split import Stage, probe
+from tests.pipeline.split.tiny import (
+    CONFIGS,
+    TIES_WITHOUT_HEAD,
+    Pipeline,
+    Tiny,
+    Variant,
+    run,
+    tie_flipped,
+)
 
 
-def assert_same_logits(tiny: Tiny, bounds: list[list[int]]) -> None:
+def assert_same_logits(tiny: Tiny, pipelines: list[Pipeline]) -> None:
     expected = run(tiny.whole())
     finite = mx.isfinite(expected) | (expected == -mx.inf)  # some heads mask tokens out by -inf
     assert mx.all(finite).item()
     assert mx.std(mx.where(mx.isinf(expected), 0, expected)).item() > 1e-3  # not a constant
-    for cut in bounds:
-        got = run(tiny.pipeline(cut))
-        assert mx.array_equal(got, expected).item(), f"logits differ when cut at {cut}"
+    for pipeline in pipelines:
+        assert mx.array_equal(run(pipeline), expected).item(), f"cut at {pipeline.bounds}"
+
+
+def assert_partition(tiny: Tiny, stages: list[Stage]) -> None:
+    """Each parameter is on one of the stages, which have a layer each, or on both ends if both read it."""
+    blueprint, n = tiny.blueprint, len(stages)
+    for stage in stages:
+        held = {name for name, _ in tree_flatten(stage.model.parameters())}
+        assert held == stage.parameter_names()
+        assert held == blueprint.parameters(stage.start, stage.end)
+    for name in tiny.weights:
+        holders = [stage.start for stage in stages if name in stage.parameter_names()]
+        layer = blueprint.layer_of(name)
+        if layer is not None:
+            assert holders == [layer]
+        elif name in blueprint.both_ends:
+            assert holders == [0, n - 1]
+        else:
+            assert holders == ([0] if name in blueprint.first_only else [n - 1])
 
 
 def test_every_installed_architecture_has_a_config() -> None:
@@ -37,7 +62,11 @@ def test_every_installed_architecture_has_a_config() -> None:
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_dense(architecture: str) -> None:
     tiny = Tiny.make(Variant(architecture))
-    assert_same_logits(tiny, tiny.bounds())
+    n = tiny.blueprint.num_layers
+    finest = tiny.pipeline(range(n + 1))
+    assert_partition(tiny, finest.stages)
+    others = [tiny.pipeline(bounds) for bounds in ([0, 2, n], [0, 1, n - 2, n])]
+    assert_same_logits(tiny, [finest, *others])
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -50,7 +79,8 @@ def test_quantized(architecture: str) -> None:
         stem = name.removesuffix("weight")
         for sibling in (stem + "scales", stem + "biases"):
             assert tiny.blueprint.placement.get(sibling, place) == place
-    assert_same_logits(tiny, tiny.bounds()[2:3])
+    n = tiny.blueprint.num_layers
+    assert_same_logits(tiny, [tiny.pipeline([0, 1, n - 1, n]), tiny.pipeline([0, n])])
 
 
 @pytest.mark.parametrize(
@@ -70,32 +100,11 @@ TIE_CONFIGURABLE = [name for name, config in CONFIGS.items() if tie_flipped(conf
 @pytest.mark.parametrize("architecture", [n for n in TIE_CONFIGURABLE if n != "baichuan_m1"])
 def test_other_setting_of_tied_head(architecture: str) -> None:
     tiny = Tiny.make(Variant(architecture, flip_tie=True))
-    assert_same_logits(tiny, tiny.bounds()[1:2])
+    assert_same_logits(tiny, [tiny.pipeline([0, 2, tiny.blueprint.num_layers])])
 
 
 @pytest.mark.parametrize("architecture", TIES_WITHOUT_HEAD)
 def test_head_tied_by_sanitize(architecture: str) -> None:
     tiny = Tiny.make(Variant(architecture, drop_head=True))
     assert tiny.blueprint.both_ends
-    assert_same_logits(tiny, tiny.bounds()[1:2])
-
-
-@pytest.mark.parametrize("architecture", CONFIGS)
-def test_parameters_are_partitioned(architecture: str) -> None:
-    """Each parameter is on one stage, or on both ends if both read it."""
-    tiny = Tiny.make(Variant(architecture))
-    n = tiny.blueprint.num_layers
-    stages = [tiny.stage(i, i + 1) for i in range(n)]
-    for stage in stages:
-        held = {name for name, _ in tree_flatten(stage.model.parameters())}
-        assert held == stage.parameter_names()
-        assert held == tiny.blueprint.parameters(stage.start, stage.end)
-    for name in tiny.weights:
-        holders = [stage.start for stage in stages if name in stage.parameter_names()]
-        layer = tiny.blueprint.layer_of(name)
-        if layer is not None:
-            assert holders == [layer]
-        elif name in tiny.blueprint.both_ends:
-            assert holders == [0, n - 1]
-        else:
-            assert holders == ([0] if name in tiny.blueprint.first_only else [n - 1])
+    assert_same_logits(tiny, [tiny.pipeline([0, 2, tiny.blueprint.num_layers])])

@@ -138,17 +138,17 @@ class Tiny:
     def pipeline(self, bounds: Sequence[int]) -> Pipeline:
         return Pipeline([self.stage(*pair) for pair in pairwise(bounds)])
 
-    def bounds(self) -> list[list[int]]:
-        """Splits that put boundaries at each place: one stage per layer, uneven ones, and no split."""
-        n = self.blueprint.num_layers
-        return [list(range(n + 1)), [0, 2, n], [0, 1, n - 2, n], [0, n]]
-
 
 class Pipeline:
     """Stages one after the other in one process, joined by flattened messages; called like a model."""
 
     def __init__(self, stages: list[Stage]) -> None:
         self.stages = stages
+
+    @property
+    def bounds(self) -> list[int]:
+        """The layers at which stages begin, and the number of layers."""
+        return [stage.start for stage in self.stages] + [self.stages[-1].end]
 
     def make_cache(self) -> list[list[Any]]:
         """One list per stage."""
