@@ -208,7 +208,7 @@ class Rank:
         self.parameter_bytes = sum(a.nbytes for _, a in tree_flatten(stage.model.parameters()))
         blueprint = checkpoint.blueprint()
         timeout = self.config.network.step_timeout
-        sampler = Sampler(checkpoint.config["vocab_size"]) if placement.last else None
+        sampler = Sampler(checkpoint.vocab_size) if placement.last else None
         self.worker = Worker(stage, blueprint.passes, ring, self._links, sampler, timeout)
         kv_tokens = self._agree_on_loaded(ring, self._kv_tokens(placement))
         if ring.rank == 0:

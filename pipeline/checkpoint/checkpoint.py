@@ -56,6 +56,7 @@ class _Layout:
     blueprint: Blueprint
     costs: ModelCosts
     files: Mapping[str, frozenset[str]]
+    vocab_size: int
 
 
 class Checkpoint:
@@ -122,6 +123,11 @@ class Checkpoint:
                 if isinstance(value := config.get(key), int) and value > 0:
                     return value
         return None
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries in a row of logits, which may exceed the tokenizer's vocabulary.  Raises what `blueprint` raises."""
+        return self._layout.vocab_size
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
