@@ -6,6 +6,7 @@ import errno
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -97,24 +98,18 @@ def test_silence_is_a_timeout_that_names_the_peer(ends: tuple[socket.socket, Con
     assert connection.receive(ENOUGH) == Goodbye()  # a timeout loses nothing
 
 
-def test_a_trickle_of_bytes_is_no_frame(ends: tuple[socket.socket, Connection]) -> None:
+def test_a_trickle_of_bytes_is_no_frame() -> None:
     """Bytes that keep coming do not move the deadline."""
-    sender, connection = ends
-    sender.sendall((1 << 20).to_bytes(4, "big"))
-    stop = threading.Event()
 
-    def trickle() -> None:
-        while not stop.wait(1e-4):
-            sender.sendall(b"x")
+    class Trickle(socket.socket):
+        def recv(self, *_: int) -> bytes:
+            assert time.monotonic() < started + ENOUGH, "the deadline has passed long ago"
+            return b"\1"  # a length of 16 MiB, and then its bytes, one by one
 
-    with ThreadPoolExecutor(1) as pool:
-        feeding = pool.submit(trickle)
-        try:
-            with pytest.raises(LinkTimeout):
-                connection.receive(SHORT)
-        finally:
-            stop.set()
-        feeding.result(ENOUGH)
+    with Trickle() as sock:
+        started = time.monotonic()
+        with pytest.raises(LinkTimeout, match="no frame from the peer"):
+            Connection(sock, "the peer").receive(SHORT)
 
 
 def test_a_peer_that_takes_nothing(ends: tuple[socket.socket, Connection]) -> None:
@@ -311,6 +306,7 @@ def test_silent_callers_hold_nobody_up(ring_of: Callable[[int], Ring]) -> None:
         first = ring.join(0)
         silent = [stack.enter_context(ring.call(0)) for _ in range(MAX_CALLERS + 3)]
         silent[-1].sendall(hello()[:6])  # half a word
+        assert silent[0].recv(1) == b""  # too many: the oldest has to go
         links = [first, ring.join(1)]
         assert_goes_round([future.result(ENOUGH) for future in links])
         for caller in silent[:-1]:
@@ -336,6 +332,10 @@ def test_a_missing_previous_rank_is_named(ring_of: Callable[[int], Ring]) -> Non
     ring = ring_of(3)
     with pytest.raises(LinkTimeout, match=r"rank 2 \(node2, .*\) has not connected"):
         ring.join(0, timeout=SHORT).result(ENOUGH)
+    with ring.listeners[1].accept()[0] as next_rank:
+        next_rank.settimeout(ENOUGH)
+        assert next_rank.recv(1 << 10) == hello(rank=0, size=3)
+        assert next_rank.recv(1) == b"", "a rank that gave up has left the next one connected"
 
 
 def test_an_unreachable_next_rank_is_named(ring_of: Callable[[int], Ring]) -> None:
