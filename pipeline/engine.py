@@ -1,6 +1,6 @@
-"""The engine on rank 0: requests in, tokens out.  Each turn of its loop chooses a step, runs it, absorbs what came back.
+"""The engine on rank 0: requests in, tokens out.  Each turn chooses a step, runs it, absorbs results.
 
-The loop runs in a thread of its own.  `generate`, `stats`, `configure` and `stop` may be called from other threads.
+The loop runs in a thread of its own.  `generate`, `stats`, `configure` and `stop` may be called from others.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import structlog
 
 from pipeline.errors import EngineFault, EngineStopped, FrameError, LinkTimeout, RequestRejected
 from pipeline.frames import Admission, Decode, Prefill, Result, Step
-from pipeline.link import Links
+from pipeline.link import Connection, Links
 from pipeline.request import FinishReason, GenerationRequest, TokenEvent
 from pipeline.scheduler import DecodeBatch, Scheduler, StepPlan
 from pipeline.worker import Worker
@@ -68,7 +68,7 @@ class Engine:
     def __init__(
         self, scheduler: Scheduler, worker: Worker, links: Links | None, step_timeout: float
     ) -> None:
-        """`step_timeout`: seconds without any result, with work in flight, after which the ring counts as broken."""
+        """`step_timeout`: seconds without any result, with work in flight, until the ring counts as broken."""
         self._scheduler, self._worker, self._links = scheduler, worker, links
         self._timeout = step_timeout
         self._commands: deque[Callable[[], None]] = deque()
@@ -241,7 +241,7 @@ class Engine:
             if isinstance(frame, Result):
                 self._absorb(frame)
             elif isinstance(frame, Step) and frame.loop > 0:
-                if (result := self._worker.run(frame)) is not None:
+                if self._worker.run(frame) is not None:
                     raise FrameError(f"step {frame.id} ended on the first of several ranks")
             else:
                 raise FrameError(f"{frame!r} arrived where a Result was expected")
@@ -260,7 +260,7 @@ class Engine:
                     f"{self._scheduler.in_flight} steps are in flight and none came back"
                     f" for {self._timeout:g} s"
                 )
-        sources: list[socket.socket | object] = [self._awake]
+        sources: list[socket.socket | Connection] = [self._awake]
         if self._links is not None:
             sources.append(self._links.inbound)
         if self._awake in select.select(sources, [], [], timeout)[0]:

@@ -1,20 +1,20 @@
 """Every error of the engine, in one tree.
 
-    PipelineError
-    ├── ModelError                  the model can't be served; final, one sentence for the user
-    │   ├── ModelNotFound           no such folder, or the hub does not have it
-    │   ├── UnsupportedModel        mlx-lm does not know the architecture, or it can't be split
-    │   └── CheckpointError         a file is missing, broken or of the wrong shape
-    ├── PlanError                   explicit ranges don't fit the model, or too little memory
-    ├── TransportError              this launch of the ring is over; the process must exit
-    │   ├── LinkClosed              the neighbour closed the connection
-    │   ├── LinkTimeout             the neighbour did not do its part in time
-    │   └── FrameError              a frame that can't be right (bad bytes, wrong order)
-    ├── RequestRejected             this request can't be served; the engine goes on
-    │   ├── ContextTooLong          prompt + max tokens exceed what the model or the memory allow
-    │   ├── QueueFull               come back later
-    │   └── EngineStopped           the engine is stopping or has failed
-    └── EngineFault                 a bug or a broken device; the process must exit
+PipelineError
+├── ModelError                  the model can't be served; final, one sentence for the user
+│   ├── ModelNotFound           no such folder, or the hub does not have it
+│   ├── UnsupportedModel        mlx-lm does not know the architecture, or it can't be split
+│   └── CheckpointError         a file is missing, broken or of the wrong shape
+├── PlanError                   explicit ranges don't fit the model, or too little memory
+├── TransportError              this launch of the ring is over; the process must exit
+│   ├── LinkClosed              the neighbour closed the connection
+│   ├── LinkTimeout             the neighbour did not do its part in time
+│   └── FrameError              a frame that can't be right (bad bytes, wrong order)
+├── RequestRejected             this request can't be served; the engine goes on
+│   ├── ContextTooLong          prompt + max tokens exceed what the model or the memory allow
+│   ├── QueueFull               come back later
+│   └── EngineStopped           the engine is stopping or has failed
+└── EngineFault                 a bug or a broken device; the process must exit
 """
 
 from __future__ import annotations

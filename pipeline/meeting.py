@@ -1,4 +1,4 @@
-"""How the ranks meet: each shows the others a card, and all come to the same conclusions from the same cards."""
+"""How the ranks meet: each shows the others a card, and all draw the same conclusions from the same cards."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def make_card(
 def meet(ring: Ring, config: Config, card: Card) -> Meeting:
     """Exchange cards with all ranks.
 
-    Raises MeetingFailed, on every rank with the same sentence, if one can't take part or they don't fit together.
+    Raises MeetingFailed, with the same sentence on every rank, if one can't take part or they don't fit.
     """
     cards = tuple(msgspec.convert(c, Card) for c in ring.exchange(msgspec.to_builtins(card)))
     _raise_errors([(c.node, c.error) for c in cards])
@@ -141,7 +141,7 @@ def agree(ring: Ring, meeting: Meeting, error: Exception | None) -> None:
 
 
 def place_layers(config: Config, meeting: Meeting, costs: ModelCosts) -> Plan:
-    """The layers of each rank: as config/models.yaml says, else planned from the cards.  The same on every rank.
+    """The layers of each rank, as config/models.yaml says, else planned from the cards: equal on every rank.
 
     Raises PlanError, or ConfigError for ranges that don't name the nodes at hand.
     """
@@ -180,7 +180,7 @@ def _check_equal(cards: Sequence[Card], what: str, values: Sequence[str]) -> Non
 
 
 def _hosts(cards: Sequence[Card], nodes: Sequence[NodeConfig]) -> tuple[str, ...]:
-    """Where the ring's hostfile names addresses they count; on MPI, loopback if all share a machine, else nodes.yaml."""
+    """The ring's hostfile counts; without one (MPI), loopback if all share a machine, else nodes.yaml."""
     addresses = ring_addresses(len(cards))
     if addresses is not None:
         return tuple(addresses)

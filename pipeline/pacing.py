@@ -5,8 +5,8 @@ With S stages and G groups of B/G sequences, a sequence gets its next token once
     cycle(G) = max(sum over stages of T(B/G),  G * slowest T(B/G))
 
 the first term being one trip through the pipeline, the second the time the slowest stage needs to serve every
-group.  Where T is flat (memory-bound) all G <= S are equal and one group has the least overhead; where T grows with
-the batch (compute-bound), S groups are up to S times faster.  T is fitted as a straight line through running means.
+group.  Where T is flat (memory-bound) all G <= S are equal and one group has the least overhead; where T grows
+with the batch (compute-bound), S groups are up to S times faster.  T is fitted as a straight line.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from pipeline.worker import Worker
 log = structlog.get_logger()
 
 LOAD_TIMEOUT = 24 * 3600.0
-"""Seconds that the slowest node may take to fetch and load its weights; a node that dies meanwhile closes its link."""
+"""Seconds that the slowest node may take to fetch and load; a node that dies meanwhile closes its link."""
 
 CPU_CHUNK, GPU_CHUNK = 128, 512
 """Prompt tokens per prefill step where the configuration leaves it open."""
@@ -118,7 +118,8 @@ class Rank:
 
     def memory(self) -> MemoryReport:
         """What MLX holds at this moment.  Any thread."""
-        limit = self.placed.result().memory_bytes if self.phase is not Phase.JOINING and self.placed.exception() is None else 0
+        placed = self.placed.done() and self.placed.exception() is None
+        limit = self.placed.result().memory_bytes if placed else 0
         return MemoryReport(
             mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory(), limit
         )
@@ -242,7 +243,7 @@ class Rank:
             self.worker.serve()
 
     def _kv_tokens(self, placement: Placement) -> int | None:
-        """Cache entries for which this node has memory, or None where the architecture does not tell their size."""
+        """Cache entries for which this node has memory; None where the architecture hides their size."""
         costs, layers = placement.checkpoint.costs(), placement.layers
         if costs.kv_bytes_per_token is None:
             return None

@@ -73,7 +73,7 @@ class Generator(Protocol):
     def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
         """Yield the tokens of `request` as they are made.
 
-        Closing the iterator cancels the request on every stage.  Raises ContextTooLong, QueueFull or EngineStopped
-        before the first token, and EngineFault if the engine breaks while the request runs.
+        Closing the iterator cancels the request on every stage.  Raises ContextTooLong, QueueFull or
+        EngineStopped before the first token, and EngineFault if the engine breaks while the request runs.
         """
         ...

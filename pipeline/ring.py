@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from pipeline.errors import LinkClosed, PipelineError
 from pipeline.split import TensorSpec
@@ -42,7 +43,7 @@ class Ring:
         self._sending = [
             mx.distributed.send(a, to, group=self._group, stream=self.stream) for a in arrays
         ]
-        mx.async_eval(self._sending)
+        mx.async_eval(self._sending)  # type: ignore[no-untyped-call]
 
     def flush(self) -> None:
         """Wait until what was sent has left.
@@ -70,12 +71,11 @@ class Ring:
         if self._group is None:
             return [card]
         data = json.dumps(card).encode()
-        lengths = self._gather(mx.array([len(data)], mx.int32)).tolist()
-        padded = mx.array(list(data.ljust(max(lengths), b"\0")), mx.uint8)
-        rows = self._gather(padded).reshape(self.size, -1)
+        lengths = np.array(self._gather(mx.array([len(data)], mx.int32)))
+        padded = np.frombuffer(data.ljust(int(lengths.max()), b"\0"), np.uint8)
+        rows = np.array(self._gather(mx.array(padded))).reshape(self.size, -1)
         return [
-            json.loads(bytes(row[:length]))
-            for row, length in zip(rows.tolist(), lengths, strict=True)
+            json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)
         ]
 
     def _gather(self, array: mx.array) -> mx.array:
@@ -103,7 +103,7 @@ def _is_lost_peer(error: RuntimeError) -> bool:
 
 
 def launched_size() -> int | None:
-    """How many ranks mlx.launch says it started; None where it does not say (not started by it, or a single one)."""
+    """How many ranks mlx.launch says it started; None where it does not say."""
     path = os.environ.get("MLX_HOSTFILE")
     if path is None:
         count = os.environ.get("OMPI_COMM_WORLD_SIZE") or os.environ.get("MLX_WORLD_SIZE")
@@ -114,7 +114,7 @@ def launched_size() -> int | None:
 
 
 def _init() -> mx.distributed.Group | None:
-    """The group of all ranks; None for a single one (mx.distributed.init fails on mlx.launch's empty hostfile)."""
+    """The group of all ranks; None for a single one, whose empty hostfile mx.distributed.init refuses."""
     if launched_size() in (None, 1) and not os.environ.get("MLX_IBV_DEVICES"):
         return None
     try:

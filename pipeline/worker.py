@@ -1,7 +1,7 @@
 """One stage at work: applies steps to its part of the model and hands the result on.
 
-The same object serves every rank.  On rank 0 the engine calls `run` for each step that it chooses; on every other rank
-`serve` takes the steps from the frame link.
+The same object serves every rank.  On rank 0 the engine calls `run` for each step that it chooses; on every
+other rank `serve` takes the steps from the frame link.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pipeline.sequences import Caches, StageSequences, states
 from pipeline.split import Message, Stage, TensorSpec, flatten, unflatten
 
 SETTLE_STEPS = 16
-"""Decode steps between two evaluations of the whole cache state.  What the output does not depend on (offsets of layers
-that are elsewhere) is lazy and would grow a graph without end."""
+"""Decode steps between two evaluations of the whole cache state.  What the output does not depend on is lazy
+and would grow a graph without end."""
 
 CLEAR_STEPS = 256
 """Steps between two releases of MLX's free buffers, which joins and leaves leave behind in odd sizes."""
@@ -56,7 +56,7 @@ class Worker:
         sampler: Sampler | None,
         step_timeout: float,
     ) -> None:
-        """`sampler` is given on the last rank only; `step_timeout` in seconds bounds each wait for a neighbour."""
+        """`sampler`: on the last rank only.  `step_timeout`: seconds; bounds each wait for a neighbour."""
         self._stage, self._loops = stage, loops
         self._ring, self._links = ring, links
         self._sampler = sampler
@@ -102,10 +102,7 @@ class Worker:
         """
         if step.loop == 0:
             self._change(step.released, step.admitted)
-        if step.work is None:
-            result = self._pass_on(step)
-        else:
-            result = self._forward(step, step.work)
+        result = self._pass_on(step) if step.work is None else self._forward(step, step.work)
         self.stats.steps += 1
         self.stats.last_step = time.monotonic()
         self.stats.sequences = len(self.sequences)

@@ -15,7 +15,7 @@ EXIT_LOST = 3  # the ring broke or the engine failed after the start: starting a
 
 
 def main() -> int:
-    """Exit status 0 after an orderly stop, EXIT_STARTUP or EXIT_LOST otherwise, with a `fatal:` line on stderr."""
+    """Exit status: 0 after an orderly stop, else EXIT_STARTUP or EXIT_LOST with a `fatal:` line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
     add_arguments(parser)
     arguments = parser.parse_args()
@@ -42,7 +42,15 @@ def serve(settings: Settings) -> int:
     logs.configure()
     try:
         asyncio.run(RankProcess(settings).run())
-    except (ConfigError, ModelError, PlanError, MeetingFailed, BindError, StartupFailed, OSError) as error:
+    except (
+        ConfigError,
+        ModelError,
+        PlanError,
+        MeetingFailed,
+        BindError,
+        StartupFailed,
+        OSError,
+    ) as error:
         return _fatal(str(error), EXIT_STARTUP)
     except (TransportError, EngineFault, CoordinatorError, PipelineError) as error:
         return _fatal(str(error), EXIT_LOST)

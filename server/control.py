@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import structlog
-import yaml
 
 from config import ConfigError, Settings
-from config.lookup import is_dynamic
 from config.keys import parse_key
+from config.lookup import is_dynamic
+from config.yaml_text import read_value
 from pipeline.rank import Phase, Placement, Rank
 from server.rpc.config_store import ConfigEntry
-from server.rpc.records import Counters, Memory, Ports, RankReport, RankState, Registration, Versions
+from server.rpc.records import (
+    Counters,
+    Memory,
+    Ports,
+    RankReport,
+    RankState,
+    Registration,
+    Versions,
+)
 
 log = structlog.get_logger()
 
@@ -100,16 +109,24 @@ class SettingsBackend:
             for row in self.settings.describe()
         ]
 
+    def _check(self, key: str, text: str) -> tuple[Any, str | None]:
+        """The value that `text` stands for, and why it can't be set, if so."""
+        try:
+            value = read_value(text, "SetConfig")
+            self.settings.change({key: value})
+        except ConfigError as error:
+            return None, str(error)
+        return value, None
+
     def change(self, changes: Mapping[str, str]) -> Mapping[str, str]:
         """Apply all changes, or none and return the refused keys with a reason each."""
         refused = {}
         values = {}
         for key, text in changes.items():
-            try:
-                values[key] = yaml.safe_load(text)
-                self.settings.change({key: values[key]})
-            except (ConfigError, yaml.YAMLError) as error:
-                refused[key] = str(error)
+            value, reason = self._check(key, text)
+            values[key] = value
+            if reason is not None:
+                refused[key] = reason
         if refused:
             return refused
         try:
@@ -118,5 +135,7 @@ class SettingsBackend:
             return dict.fromkeys(changes, str(error))
         self.settings = settings
         self._on_change(settings)
-        log.info("settings changed", **{key.replace(".", "_"): value for key, value in values.items()})
+        log.info(
+            "settings changed", **{key.replace(".", "_"): value for key, value in values.items()}
+        )
         return {}

@@ -1,4 +1,4 @@
-"""What every rank but the first adds: its inference port forwards to rank 0, its health port speaks for itself."""
+"""What every rank but the first adds: an inference port that forwards to rank 0, and a health port."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class RankProcess:
             await asyncio.wait({asyncio.wrap_future(self.rank.ended)}, timeout=GOODBYE_SECONDS)
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T:
-        """The result of `work`; raises Stopped if the process is asked to stop meanwhile, or the rank's failure."""
+        """The result of `work`; raises Stopped if asked to stop meanwhile, or what ended the rank."""
         task = asyncio.ensure_future(work)
         stop = asyncio.ensure_future(self._stop.wait())
         ended = asyncio.wrap_future(self.rank.ended)
@@ -191,7 +191,7 @@ class RankProcess:
             loop.add_signal_handler(number, self._stop.set)
 
     def _watch_parent(self) -> None:
-        """mlx.launch holds this process's standard input open: at its end, mlx.launch is gone, whatever killed it."""
+        """Standard input is held open by mlx.launch: when it ends, mlx.launch is gone, whatever killed it."""
         if "MLX_HOSTFILE" not in os.environ or not stat.S_ISFIFO(os.fstat(0).st_mode):
             return
 

@@ -126,7 +126,7 @@ class Checkpoint:
 
     @property
     def vocab_size(self) -> int:
-        """Entries in a row of logits, which may exceed the tokenizer's vocabulary.  Raises what `blueprint` raises."""
+        """Entries in a row of logits, which may exceed the tokenizer's.  Raises what `blueprint` raises."""
         return self._layout.vocab_size
 
     @property
@@ -184,8 +184,10 @@ class Checkpoint:
             files = _files_of_parameters(lazy, parameters, files_of_tensors(headers))
         _forget_weights(lazy.model)
         blueprint = probe(lazy.model)
-        kv = kv_bytes_per_token(blueprint, _filled_caches(lazy.model))
-        return _Layout(blueprint, measure_costs(blueprint, parameters, self.config, kv), files)
+        caches, logits = _one_token(lazy.model)
+        kv = kv_bytes_per_token(blueprint, caches)
+        costs = measure_costs(blueprint, parameters, self.config, kv)
+        return _Layout(blueprint, costs, files, logits.shape[-1])
 
     def _build(self, present: Mapping[str, Path]) -> LazyModel:
         return build(self.path, self._source.headers, present, self._classes)
@@ -229,11 +231,10 @@ def _forget_weights(model: Any) -> None:
     model.update(tree_map(zeros, model.parameters()))
 
 
-def _filled_caches(model: Any) -> list[Any]:
-    """The caches of the whole model after a forward of one token, lazy."""
+def _one_token(model: Any) -> tuple[list[Any], mx.array]:
+    """The caches of the whole model after a forward of one token, and the logits [1, 1, V]; all lazy."""
     caches: list[Any] = make_prompt_cache(model)
-    model(mx.zeros((1, 1), mx.int32), cache=caches)
-    return caches
+    return caches, model(mx.zeros((1, 1), mx.int32), cache=caches)
 
 
 def _parameters(model: Any) -> dict[str, mx.array]:

@@ -7,10 +7,8 @@ has to hold, without any rule about the names in a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -26,41 +24,12 @@ from pipeline.split.modules import (
     array_keys,
     join,
     modules_inside,
-    override,
     parameter_names,
 )
+from pipeline.split.observe import Output, Read, Watch, observed, passed_through
 
 BATCH, PREFILL = 2, 3
 _LEADS: tuple[Shape, ...] = (("B", "L"), (1, "L"), ("L",))  # how an output can begin
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A parameter was read: inside `layer`, or else by the code before layer call number `gap`."""
-
-    layer: int | None
-    gap: int
-    in_call: bool  # by the module's own __call__, so that a stub of it spares the parameter
-
-
-_Output: TypeAlias = tuple[int, tuple[int, ...] | None]  # L of the step, shape if it is one array
-
-
-@dataclass
-class _Watch:
-    """What the observed model did so far in the current forward, and what was noted over all of them."""
-
-    cache_index: dict[int, int]
-    length: int = 0  # L of the current forward
-    layer: int | None = None  # the one that is running
-    calls: list[LayerCall] = field(default_factory=list)
-    reads: dict[tuple[int, str], set[_Read]] = field(default_factory=dict)
-    active: list[int] = field(default_factory=list)  # ids of outer modules being called
-    outputs: dict[int, set[_Output]] = field(default_factory=dict)
-
-    def note(self, module: nn.Module, key: str) -> None:
-        read = _Read(self.layer, len(self.calls), id(module) in self.active)
-        self.reads.setdefault((id(module), key), set()).add(read)
 
 
 def probe(model: nn.Module) -> Blueprint:
@@ -82,9 +51,9 @@ def probe(model: nn.Module) -> Blueprint:
     model.eval()
     layers = list(model.layers)
     caches = make_prompt_cache(model)
-    watch = _Watch({id(cache): i for i, cache in enumerate(caches)})
-    with _passed_through(adapter.opaque(model)):
-        with _observed(model, layers, watch):
+    watch = Watch({id(cache): i for i, cache in enumerate(caches)})
+    with passed_through(adapter.opaque(model)):
+        with observed(model, layers, watch):
             try:
                 calls = _forwards(model, caches, watch)
             except REFUSALS as error:
@@ -113,7 +82,7 @@ def probe(model: nn.Module) -> Blueprint:
     )
 
 
-def _forwards(model: nn.Module, caches: list[Any], watch: _Watch) -> list[LayerCall]:
+def _forwards(model: nn.Module, caches: list[Any], watch: Watch) -> list[LayerCall]:
     """One prefill and one decode step; code may read other parameters in one than in the other."""
     orders: list[list[LayerCall]] = []
     for length in (PREFILL, 1):
@@ -137,89 +106,13 @@ def _count_passes(name: str, calls: list[LayerCall], num_layers: int) -> int:
     return passes
 
 
-# ---- observation
-
-
-@contextmanager
-def _passed_through(modules: list[nn.Module]) -> Iterator[None]:
-    """Within this context `modules` answer what they are called with."""
-    classes = [(module, override(module, __call__=lambda _, x: x)) for module in modules]
-    try:
-        yield
-    finally:
-        for module, original in classes:
-            module.__class__ = original
-
-
-@contextmanager
-def _observed(model: nn.Module, layers: list[nn.Module], watch: _Watch) -> Iterator[None]:
-    """Within this context `watch` sees layer calls, and reads of arrays outside of the layers."""
-    inside = modules_inside(layers)
-    outer = {id(m): m for _, m in model.named_modules() if id(m) not in inside}
-    classes: list[tuple[nn.Module, type[nn.Module]]] = []
-    try:
-        classes.extend((layer, _observe_layer(i, layer, watch)) for i, layer in enumerate(layers))
-        classes.extend((module, _observe_outer(module, watch)) for module in outer.values())
-        yield
-    finally:
-        for module, original in reversed(classes):
-            module.__class__ = original
-
-
-def _observe_layer(index: int, layer: nn.Module, watch: _Watch) -> type[nn.Module]:
-    base = type(layer)
-
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        handed = (watch.cache_index.get(id(x)) for x in (*args, *kwargs.values()))
-        watch.calls.append(LayerCall(index, tuple(i for i in handed if i is not None)))
-        watch.layer = index
-        try:
-            return base.__call__(self, *args, **kwargs)
-        finally:
-            watch.layer = None
-
-    return override(layer, __call__=call)
-
-
-def _observe_outer(module: nn.Module, watch: _Watch) -> type[nn.Module]:
-    base = type(module)
-    keys = frozenset(key for key, _ in array_keys(module))
-
-    def get(self: nn.Module, key: str, default: Any = None) -> Any:
-        if key in keys:
-            watch.note(self, key)
-        return base.get(self, key, default)
-
-    def getitem(self: nn.Module, key: str) -> Any:
-        if key in keys:
-            watch.note(self, key)
-        return base.__getitem__(self, key)
-
-    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        gap = len(watch.calls)
-        watch.active.append(id(self))
-        try:
-            output = base.__call__(self, *args, **kwargs)
-        finally:
-            watch.active.pop()
-        alone = gap == len(watch.calls) and watch.layer is None and isinstance(output, mx.array)
-        shape = tuple(output.shape) if alone else None
-        watch.outputs.setdefault(id(self), set()).add((watch.length, shape))
-        return output
-
-    return override(module, get=get, __getitem__=getitem, __call__=call)
-
-
-# ---- conclusions
-
-
-def _stubs(model: nn.Module, watch: _Watch) -> dict[str, Shape]:
+def _stubs(model: nn.Module, watch: Watch) -> dict[str, Shape]:
     """Modules outside of the layers that run between two of them and answer one array of known shape."""
     shapes = {path: _shape(watch.outputs.get(id(m), set())) for path, m in model.named_modules()}
     return {path: shape for path, shape in shapes.items() if shape is not None}
 
 
-def _shape(outputs: set[_Output]) -> Shape | None:
+def _shape(outputs: set[Output]) -> Shape | None:
     """The one shape that fits all `outputs`, if there is one."""
     seen = [shape for length, shape in outputs if length == PREFILL and shape is not None]
     for lead in _LEADS if seen else ():
@@ -232,7 +125,7 @@ def _shape(outputs: set[_Output]) -> Shape | None:
 def _placement(
     model: nn.Module,
     layers: list[nn.Module],
-    watch: _Watch,
+    watch: Watch,
     passes: int,
     stubs: dict[str, Shape],
 ) -> dict[str, Placement]:
@@ -264,7 +157,7 @@ class _Rule:
     passes: int
     stubbed: bool  # a stage without the module's parameters has a stub in its place
 
-    def place(self, reads: set[_Read]) -> Placement:
+    def place(self, reads: set[Read]) -> Placement:
         if not reads:
             return Placement(last=True)
         n, final = self.num_layers, self.num_layers * self.passes

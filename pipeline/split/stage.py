@@ -120,8 +120,6 @@ class Stage:
             lambda leaf: mx.depends(leaf, arrays) if isinstance(leaf, mx.array) else leaf, output
         )
 
-    # ---- construction
-
     def _strip(self, layers: list[nn.Module]) -> None:
         """Delete all arrays of other stages; stub the modules that the code of this stage still calls."""
         inside = modules_inside(layers)
