@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from server.node.responses import RETRY_AFTER_S
+from server.api.errors import RETRY_AFTER_S
 from server.rpc.records import LEADER, ClusterSnapshot, Memory, RankReport, RankSnapshot
 
 Body = dict[str, object]

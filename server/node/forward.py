@@ -6,48 +6,25 @@ request upstream also while nothing is being sent: in the queue, or in a long pr
 
 from __future__ import annotations
 
-import asyncio
-import json
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
-from uuid import uuid4
 
 import httpx
 import structlog
 from starlette.applications import Starlette
-from starlette.responses import JSONResponse
+from starlette.requests import Request
 from starlette.routing import Mount
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from server.node.responses import (
-    EXCEPTION_HANDLERS,
-    REQUEST_ID,
-    error_body,
-    error_response,
-    not_ready,
-)
+from server.api.errors import ApiError, BodyTooLarge, InvalidRequest, NotReady, Overloaded, respond
+from server.api.request_id import HEADER
+from server.node.app import node_app
+from server.node.relay import end_to_end, relay
+from server.node.upload import ClientGone, Upload, until_gone
 
-log = structlog.get_logger()
-
-Header = tuple[bytes, bytes]
-T = TypeVar("T")
-
-# RFC 9110, 7.6.1: meant for one connection only.  `expect` is answered by this server.
-HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
-    b"transfer-encoding upgrade expect".split()
-)
-# This server sets its own.
-OWN_HEADERS = frozenset((b"date", b"server"))
-
-# The rest of a refused body is not read, so the connection can't be used again.
-_CLOSE = {"connection": "close"}
-_DISCARD_S = 2.0
-
-_EVENT_STREAM = b"text/event-stream"
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -61,240 +38,87 @@ class ForwardLimits:
     upload_timeout_s: float = 30.0  # the client sends no bytes
 
 
-class BodyTooLarge(Exception):
-    """The body is longer than allowed."""
-
-
-class UploadStalled(Exception):
-    """The client stopped sending in the middle of its body."""
-
-
-class ClientGone(Exception):
-    """The client closed the connection."""
-
-
 def forward_app(host: str, port: int, limits: ForwardLimits) -> Starlette:
     """An application that forwards everything to http://host:port, rank 0's inference address."""
     forwarder = Forwarder(httpx.URL(scheme="http", host=host, port=port), limits)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        async with forwarder:
-            yield
+        yield
+        await forwarder.close()
 
-    return Starlette(
-        routes=[Mount("/", app=forwarder)],
-        exception_handlers=EXCEPTION_HANDLERS,
-        lifespan=lifespan,
-    )
+    return node_app([Mount("/", app=forwarder)], lifespan)
 
 
 class Forwarder:
-    """An ASGI application; an open async context while it serves."""
+    """An ASGI application; below it must be RequestIdMiddleware, and `close` ends its use."""
 
     def __init__(self, upstream: httpx.URL, limits: ForwardLimits) -> None:
         self._upstream = upstream
         self._limits = limits
         self._client = _client(limits)
 
-    async def __aenter__(self) -> Forwarder:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
+    async def close(self) -> None:
         await self._client.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
             return
-        request_id = _request_id(scope)
-        body = _RequestBody(receive, self._limits)
+        upload = Upload(receive, self._limits.max_body_bytes, self._limits.upload_timeout_s)
         try:
-            response = await self._ask(scope, body, request_id)
+            response = await self._ask(scope, upload)
+            try:
+                await until_gone(relay(response, send), receive)
+            finally:
+                await response.aclose()
+        except ApiError as error:
+            refusal = await respond(Request(scope), error)
+            # What is left of the body is not read, so the connection can't be used again.
+            refusal.headers["connection"] = "close"
+            await refusal(scope, receive, send)
         except ClientGone:
             return
-        if isinstance(response, JSONResponse):
-            response.headers[REQUEST_ID] = request_id
-            await response(scope, receive, send)
-            return
-        try:
-            await _until_gone(_relay(response, send), receive)
-        except ClientGone:
-            return
-        finally:
-            await response.aclose()
 
-    async def _ask(
-        self, scope: Scope, body: _RequestBody, request_id: str
-    ) -> httpx.Response | JSONResponse:
-        """Rank 0's response with its body still to come, or this node's refusal."""
+    async def _ask(self, scope: Scope, upload: Upload) -> httpx.Response:
+        """Rank 0's response with its body still to come.  Raises ApiError and ClientGone."""
         try:
-            request = self._request(scope, body, request_id)
-            return await body.send_with(self._client, request)
-        except BodyTooLarge as error:
-            await body.discard()
-            return error_response(413, str(error), code="request_too_large", headers=_CLOSE)
-        except UploadStalled as error:
-            return error_response(408, str(error), headers=_CLOSE)
-        except httpx.InvalidURL:
-            return error_response(400, "the request target is not a path")
-        except httpx.PoolTimeout:
-            message = f"{self._limits.max_connections} requests are under way on this node"
-            return not_ready(message, code="overloaded")
+            request = self._request(scope, upload)
+            return await until_gone(self._client.send(request, stream=True), upload.receive_after)
+        except BodyTooLarge:
+            await upload.discard()
+            raise
+        except httpx.InvalidURL as error:
+            raise InvalidRequest("The request target is not a path.") from error
+        except httpx.PoolTimeout as error:
+            limit = self._limits.max_connections
+            raise Overloaded(f"{limit} requests are under way on this node.") from error
         except httpx.TransportError as error:
-            log.warning("rank 0 unreachable", request_id=request_id, error=repr(error))
+            log.warning("rank 0 unreachable", error=repr(error))
             address = f"{self._upstream.host}:{self._upstream.port}"
-            return not_ready(f"rank 0 at {address} does not answer ({type(error).__name__})")
+            reason = type(error).__name__
+            raise NotReady(f"Rank 0 at {address} does not answer ({reason}).") from error
 
-    def _request(self, scope: Scope, body: _RequestBody, request_id: str) -> httpx.Request:
+    def _request(self, scope: Scope, upload: Upload) -> httpx.Request:
         target: bytes = scope["raw_path"]
         if scope["query_string"]:
             target += b"?" + scope["query_string"]
-        headers = [
-            (name, value)
-            for name, value in end_to_end(scope["headers"])
-            if name not in (b"host", REQUEST_ID.encode())
-        ]
-        headers.append((REQUEST_ID.encode(), request_id.encode("latin-1")))
-        names = {name for name, _ in scope["headers"]}
-        has_body = bool(names & {b"content-length", b"transfer-encoding"})
-        body.check_announced(dict(headers).get(b"content-length"))
+        given = dict(scope["headers"])
+        has_body = b"content-length" in given or b"transfer-encoding" in given
+        if has_body:
+            upload.check_announced(int(given.get(b"content-length", 0)))
+        else:
+            upload.skip()
+        own = {b"host", HEADER.encode()}
+        headers = [header for header in end_to_end(scope["headers"]) if header[0] not in own]
+        headers.append((HEADER.encode(), scope["state"]["request_id"].encode()))
         # Not through the client, which would add headers of its own, like accept-encoding.
         return httpx.Request(
             scope["method"],
             self._upstream.copy_with(raw_path=target),
             headers=headers,
-            content=body.chunks() if has_body else None,
+            content=upload.chunks() if has_body else None,
         )
-
-
-class _RequestBody:
-    """The client's body, on its way upstream: counted, and each wait for more of it bounded."""
-
-    def __init__(self, receive: Receive, limits: ForwardLimits) -> None:
-        self._receive = receive
-        self._limits = limits
-        self._sent = asyncio.Event()
-
-    def check_announced(self, length: bytes | None) -> None:
-        """Raises BodyTooLarge."""
-        if length is not None and int(length) > self._limits.max_body_bytes:
-            raise BodyTooLarge(self._too_large())
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """Raises BodyTooLarge, UploadStalled and ClientGone."""
-        total, more = 0, True
-        while more:
-            message = await self._next()
-            chunk: bytes = message.get("body", b"")
-            more = message.get("more_body", False)
-            total += len(chunk)
-            if total > self._limits.max_body_bytes:
-                raise BodyTooLarge(self._too_large())
-            yield chunk
-        self._sent.set()
-
-    async def discard(self) -> None:
-        """Read on for a moment: closing on a client that still sends makes it miss the answer."""
-        with suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._read_on(), _DISCARD_S)
-
-    async def _read_on(self) -> None:
-        left, more = self._limits.max_body_bytes, True
-        while more and left > 0:
-            message = await self._receive()
-            left -= len(message.get("body", b""))
-            more = message.get("more_body", False)
-
-    async def send_with(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-        """Send; while the response is awaited, a client that goes away raises ClientGone."""
-        if "content-length" not in request.headers and "transfer-encoding" not in request.headers:
-            self._sent.set()
-        return await _until_gone(client.send(request, stream=True), self._after_body)
-
-    async def _after_body(self) -> Message:
-        # The body's messages belong to `chunks`; only what follows it says that the client is gone.
-        await self._sent.wait()
-        return await self._receive()
-
-    async def _next(self) -> Message:
-        limit = self._limits.upload_timeout_s
-        try:
-            message = await asyncio.wait_for(self._receive(), limit)
-        except asyncio.TimeoutError:
-            raise UploadStalled(f"no more of the body came for {limit:g} s") from None
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        return message
-
-    def _too_large(self) -> str:
-        return f"the request body is larger than {self._limits.max_body_bytes} bytes"
-
-
-def end_to_end(headers: Iterable[Header]) -> list[Header]:
-    """Headers without those that concern one connection; names in lower case."""
-    lowered = [(name.lower(), value) for name, value in headers]
-    named = {
-        token.strip().lower()
-        for name, value in lowered
-        if name == b"connection"
-        for token in value.split(b",")
-    }
-    return [(name, value) for name, value in lowered if name not in HOP_BY_HOP | named]
-
-
-async def _relay(response: httpx.Response, send: Send) -> None:
-    """Send the response on, each piece as it comes.
-
-    When rank 0 breaks off, an event stream ends with an error event; other bodies stay incomplete,
-    which makes the server cut the connection, so that no client takes half an answer for a whole one.
-    """
-    headers = [h for h in end_to_end(response.headers.raw) if h[0] not in OWN_HEADERS]
-    await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-    last = b"\n\n"
-    try:
-        async for chunk in response.aiter_raw():
-            last = (last + chunk)[-4:]
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    except httpx.TransportError as error:
-        log.warning("rank 0 broke off", error=repr(error))
-        between_events = last.endswith((b"\n\n", b"\r\n\r\n"))
-        if not (_is_event_stream(headers) and between_events):
-            return
-        await send({"type": "http.response.body", "body": _broken_off(), "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
-
-
-def _broken_off() -> bytes:
-    body = error_body("the connection to rank 0 was lost", "server_error", "internal_error")
-    return b"data: " + json.dumps(body).encode() + b"\n\n"
-
-
-def _is_event_stream(headers: Iterable[Header]) -> bool:
-    return any(
-        name == b"content-type" and value.startswith(_EVENT_STREAM) for name, value in headers
-    )
-
-
-async def _until_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
-    """The result of `work`; cancels it and raises ClientGone when the client goes away first."""
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnect(receive))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
-    finally:
-        gone.cancel()
-        task.cancel()
-        # Upstream must be let go before the connection of the client is.
-        await asyncio.wait({task})
-
-
-async def _disconnect(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _client(limits: ForwardLimits) -> httpx.AsyncClient:
@@ -315,19 +139,11 @@ def _client(limits: ForwardLimits) -> httpx.AsyncClient:
 
 def _keepalive_options() -> list[tuple[int, int, int]]:
     """Socket options that break a connection whose peer has been silent for about 30 s."""
+    # Linux and macOS have different names for the idle time.
     idle = getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE", None)
-    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    if idle is not None:  # Linux and macOS have different names for it
-        options.append((socket.IPPROTO_TCP, idle, 15))
-    return [
-        *options,
+    options = [
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
         (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
         (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     ]
-
-
-def _request_id(scope: Scope) -> str:
-    """The client's own id if it is fit for a log line, else a fresh one."""
-    given = dict(scope["headers"]).get(REQUEST_ID.encode(), b"").decode("latin-1")
-    fit = 0 < len(given) <= 128 and given.isascii() and given.isprintable()
-    return given if fit else f"req-{uuid4().hex}"
+    return options if idle is None else [*options, (socket.IPPROTO_TCP, idle, 15)]

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from server.node.responses import EXCEPTION_HANDLERS, RETRY_AFTER_S
+from server.api.errors import RETRY_AFTER_S
+from server.node.app import node_app
 from server.rpc.records import RankReport, RankState
 
 
@@ -38,12 +39,11 @@ def health_app(view: NodeView) -> Starlette:
         report = view.report()
         return _respond(view, report, healthy=report.state is RankState.READY)
 
-    return Starlette(
-        routes=[
+    return node_app(
+        [
             Route("/health", health, methods=["GET"]),
             Route("/ready", ready, methods=["GET"]),
-        ],
-        exception_handlers=EXCEPTION_HANDLERS,
+        ]
     )
 
 

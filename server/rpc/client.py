@@ -25,9 +25,6 @@ from server.rpc.errors import (
 from server.rpc.listen import join
 from server.rpc.records import ClusterSnapshot, HealthPolicy, Heartbeat, RankReport, Registration
 
-FIRST_BACKOFF_S = 0.1
-MAX_BACKOFF_S = 2.0
-
 _ERRORS: dict[Any, type[CoordinatorError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidMessage,
     grpc.StatusCode.FAILED_PRECONDITION: Refused,
@@ -48,10 +45,21 @@ class HeartbeatReply:
 
 
 class CoordinatorClient:
-    """Talks to the coordinator at host:port; connects when first used.  Close it with `close`."""
+    """Talks to the coordinator at host:port, connecting when first used, until `close`.
 
-    def __init__(self, host: str, port: int, call_timeout_s: float = 5.0) -> None:
+    To be made inside the asyncio loop that uses it.  All times in seconds.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        call_timeout_s: float = 5.0,
+        retry_initial_s: float = 0.2,
+        retry_max_s: float = 5.0,
+    ) -> None:
         self.target = join(host, port)
+        self._backoff = retry_initial_s, retry_max_s
         self._timeout_s = call_timeout_s
         self._channel = grpc.aio.insecure_channel(self.target, options=CLIENT_OPTIONS)
         self._stub: Any = cluster_pb2_grpc.CoordinatorStub(self._channel)
@@ -66,7 +74,7 @@ class CoordinatorClient:
         loop = asyncio.get_running_loop()
         message = messages.registration_to(registration)
         end = loop.time() + deadline_s
-        backoff = Backoff()
+        backoff = Backoff(*self._backoff)
         while True:
             remaining = end - loop.time()
             try:
@@ -177,12 +185,13 @@ class CoordinatorClient:
 class Backoff:
     """Waits that double up to a limit, shortened at random so that ranks don't retry in step."""
 
-    def __init__(self) -> None:
-        self._wait_s = FIRST_BACKOFF_S
+    def __init__(self, first_s: float, longest_s: float) -> None:
+        self._wait_s = first_s
+        self._longest_s = longest_s
 
     def next(self) -> float:
         """Seconds to wait before the next attempt: between half and all of the step."""
-        step, self._wait_s = self._wait_s, min(self._wait_s * 2, MAX_BACKOFF_S)
+        step, self._wait_s = self._wait_s, min(self._wait_s * 2, self._longest_s)
         return step * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
 
 

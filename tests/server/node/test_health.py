@@ -71,7 +71,7 @@ def test_other_paths_and_methods_get_an_error_body() -> None:
     assert missing.status_code == 404
     assert missing.json() == {
         "error": {
-            "message": "GET /metrics: Not Found",
+            "message": "GET /metrics: Not Found.",
             "type": "invalid_request_error",
             "param": None,
             "code": None,

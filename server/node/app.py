@@ -1,0 +1,24 @@
+"""What the applications of a node's own ports have in common with the OpenAI API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute
+from starlette.types import Lifespan
+
+from server.api.errors import ApiError, respond
+from server.api.request_id import RequestIdMiddleware
+
+
+def node_app(routes: Sequence[BaseRoute], lifespan: Lifespan[Starlette] | None = None) -> Starlette:
+    """An application with the API's error bodies and request ids."""
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(RequestIdMiddleware)],
+        exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), respond),
+        lifespan=lifespan,
+    )
