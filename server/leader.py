@@ -169,7 +169,8 @@ def banner(settings: Settings, snapshot: ClusterSnapshot) -> str:
     """What a person who started the cluster wants to see: where it is, which layers are where, what to try."""
     config = settings.config
     address = f"http://{config.api_gateway.host}:{config.api_gateway.port}"
-    lines = [f"\n{config.model.name} is served on {address} by {snapshot.size} ranks"]
+    ranks = "1 rank" if snapshot.size == 1 else f"{snapshot.size} ranks"
+    lines = [f"\n{config.model.name} is served on {address} by {ranks}"]
     for rank in snapshot.ranks:
         first, last = rank.registration.layers
         megabytes = (rank.report.parameter_bytes if rank.report else 0) / 1e6

@@ -7,11 +7,13 @@ import sys
 
 import structlog
 
+_identity: dict[str, object] = {}  # of this process, known once it has met the others
+
 
 def configure(level: int = logging.INFO) -> None:
     """Send structlog and the standard library's logging to stderr in one format."""
     shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _add_identity,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
     ]
@@ -40,5 +42,11 @@ def configure(level: int = logging.INFO) -> None:
 
 
 def bind_rank(node: str, rank: int) -> None:
-    """Put node and rank on every later line of this process's calling context."""
-    structlog.contextvars.bind_contextvars(node=node, rank=rank)
+    """Put node and rank on every later line of this process, whatever thread or task writes it."""
+    _identity.update(node=node, rank=rank)
+
+
+def _add_identity(
+    logger: object, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    return {**_identity, **event}
