@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from pipeline.request import GenerationRequest, TokenEvent, TokenLogprobs
 from server.api import ServedModel, Service
 
-SPECIAL = ("<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>")
+SPECIAL = ("<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|entré|>")
 END = "</s>"
 MERGES = (("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "w"), ("Ġw", "o"))
 
@@ -75,8 +75,15 @@ class FakeEngine:
     ended: list[str] = field(default_factory=list)
     running: int = 0
     most_running: int = 0
+    # Kept, so that no stream is closed by the garbage collector where the code should have done it.
+    _streams: list[AsyncGenerator[TokenEvent, None]] = field(default_factory=list)
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+        stream = self._generate(request)
+        self._streams.append(stream)
+        return stream
+
+    async def _generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         self.requests.append(request)
         self.running += 1
         self.most_running = max(self.most_running, self.running)

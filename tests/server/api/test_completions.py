@@ -3,11 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from pipeline.errors import QueueFull
 from pipeline.request import TokenLogprobs
 from tests.server.api.conftest import Client, events
-from tests.server.api.fakes import FakeEngine, Script, ids
+from tests.server.api.fakes import FakeEngine, Script, ids, make_service
+from tests.server.api.test_text import SENTENCEPIECE
 
 
 def test_document(client: Client, engine: FakeEngine) -> None:
@@ -24,6 +26,12 @@ def test_document(client: Client, engine: FakeEngine) -> None:
 def test_leading_space_is_kept(client: Client, engine: FakeEngine) -> None:
     engine.script = Script(ids(" world"))
     assert client.complete("hello").json()["choices"][0]["text"] == " world"
+
+
+def test_leading_space_that_the_tokenizer_strips(engine: FakeEngine) -> None:
+    client = Client(make_service(engine, tokenizer=TokenizerWrapper(SENTENCEPIECE)))
+    engine.script = Script(SENTENCEPIECE.encode("b"))
+    assert client.complete("a").json()["choices"][0]["text"] == " b"
 
 
 PROMPTS = [

@@ -186,6 +186,14 @@ def test_cost_of_a_token_is_bounded(token: int) -> None:
     assert CONTEXT_TOKENS < WINDOW_TOKENS
 
 
+def test_a_character_that_is_never_completed() -> None:
+    first, *rest = ids("a你")
+    stream = TextStream(Detokenizer(byte_level))
+    assert stream.push(TokenEvent(first)).text == "a"
+    assert stream.push(TokenEvent(rest[0])).text == ""
+    assert stream.push(TokenEvent(rest[1], "length")).text == "\ufffd"
+
+
 @given(any_text, st.lists(st.text(min_size=1, max_size=3), max_size=3), st.integers(0, 10))
 def test_spans_cover_the_text(text: str, stops: list[str], min_tokens: int) -> None:
     tokens = ids(text) or ids("x")

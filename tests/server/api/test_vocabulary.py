@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.api.vocabulary import Vocabulary, readable
-from tests.server.api.fakes import END, TOKENIZER, ids
+from tests.server.api.fakes import END, SPECIAL, TOKENIZER, ids
 from tests.server.api.test_text import SENTENCEPIECE, letters
 
 
@@ -24,6 +24,8 @@ def test_bytes_of_sentencepiece_tokens_add_up(text: str) -> None:
 def test_special_and_unknown_tokens() -> None:
     vocabulary = Vocabulary(TOKENIZER)
     assert vocabulary.bytes_of(TOKENIZER.eos_token_id) == END.encode()
+    name = SPECIAL[-1]  # its é is a letter, not the byte that é stands for in other tokens
+    assert vocabulary.bytes_of(TOKENIZER.convert_tokens_to_ids(name)) == name.encode()
     assert vocabulary.bytes_of(len(TOKENIZER) + 5) == b""
 
 
