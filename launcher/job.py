@@ -136,7 +136,7 @@ class Job:
 
     def _stop_after_failure(self, stdin: IO[bytes]) -> None:
         """Bound what follows a failure: mlx.launch and mpirun wait for ranks without a limit."""
-        if self._stop_at is None and self._transcript.sentences:
+        if self._stop_at is None and self._transcript.has_failed:
             self._stop_at = time.monotonic() + LAST_WORDS
         if self._transcript.failures or (self._stop_at and time.monotonic() > self._stop_at):
             self._close_stdin(stdin)

@@ -1,7 +1,8 @@
 """Reads from the output of a job how it ended.
 
 mlx.launch exits 0 whatever became of its ranks, but tells their fate on stderr. A rank says why it
-gives up in its last line, `fatal: <one sentence>`.
+gives up in its last line: `fatal: <one sentence>`, or `lost: <one sentence>` when it ends only because
+another rank did.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 import signal
 from dataclasses import dataclass, field
 
-FATAL = re.compile(r"fatal: (?P<sentence>\S.*)")
+LAST_WORDS = re.compile(r"(?P<kind>fatal|lost): (?P<sentence>\S.*)")
 UNRESPONSIVE = re.compile(r"unresponsive: (?P<sentence>\S.*)")  # said by launcher.mlx_launch
 RING_FATE = re.compile(
     r"Node with rank (?P<rank>\d+) (?:exited with code (?P<code>-?\d+)|was killed)"
@@ -60,17 +61,24 @@ class Outcome:
 class Transcript:
     """Fed with the job's output line by line, finds what it says about the ranks' fate."""
 
-    sentences: list[str] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
+    consequences: list[str] = field(default_factory=list)
     failures: list[RankFailure] = field(default_factory=list)
     unresponsive: list[str] = field(default_factory=list)
     stopping: bool = False
     _mpi_rank: int | None = None
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a rank has said that it gives up; its exit follows."""
+        return bool(self.causes or self.consequences)
+
     def feed(self, line: str) -> bool:
         """Take in one line; True when it is for the user to see now."""
-        if match := FATAL.fullmatch(line.rstrip()):
-            if match["sentence"] not in self.sentences:
-                self.sentences.append(match["sentence"])
+        if match := LAST_WORDS.fullmatch(line.rstrip()):
+            sentences = self.causes if match["kind"] == "fatal" else self.consequences
+            if match["sentence"] not in sentences:
+                sentences.append(match["sentence"])
             return False
         if match := UNRESPONSIVE.fullmatch(line.rstrip()):
             self.unresponsive.append(match["sentence"])
@@ -97,8 +105,8 @@ class Transcript:
     def outcome(self, launch_status: int) -> Outcome:
         """The job's end, given the exit status of mlx.launch."""
         first = self.failures[0] if self.failures else None
-        reasons = list(self.sentences) or ([str(first)] if first else [])
-        reasons += self.unresponsive
+        reasons = self.causes or self.consequences or ([str(first)] if first else [])
+        reasons = [*reasons, *self.unresponsive]
         if not reasons and launch_status and not self.stopping:
             reasons.append(f"mlx.launch {_fate(launch_status)}")
         code = first.code if first else launch_status

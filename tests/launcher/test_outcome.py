@@ -24,6 +24,8 @@ def outcome_of(lines: list[str], status: int = 0, *, stopping_after: int | None 
         ([FAILED, "fatal: no model x"], 0, Outcome(3, ("no model x",), RankFailure(1, 3))),
         (["fatal: no model x"] * 3, 0, Outcome(1, ("no model x",))),
         (["fatal: a", "fatal: b", "fatal: a"], 0, Outcome(1, ("a", "b"))),
+        (["lost: rank 1 has gone", "fatal: no model x"], 0, Outcome(1, ("no model x",))),
+        (["lost: rank 1 has gone"], 0, Outcome(1, ("rank 1 has gone",))),
         (
             ["Node with rank 2 was killed"],
             0,
