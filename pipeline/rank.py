@@ -91,6 +91,8 @@ class Rank:
         self.placed: Future[Placement] = Future()
         self.loaded: Future[Engine | None] = Future()  # the engine on rank 0
         self.ended: Future[None] = Future()
+        for future in (self.placed, self.loaded, self.ended):
+            future.set_running_or_notify_cancel()  # whoever waits may give up, but not cancel them
         self.load_progress = 0.0  # 0 to 1, of `activity`
         self.activity = "joining the other ranks"
         self.parameter_bytes = 0

@@ -22,7 +22,11 @@ def configure(level: int = logging.INFO) -> None:
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), pad_event_to=0, pad_level=False
+                colors=sys.stderr.isatty(),
+                pad_event_to=0,
+                pad_level=False,
+                # The default shows the local variables of each frame, and with them prompts.
+                exception_formatter=structlog.dev.plain_traceback,
             ),
         ],
     )

@@ -13,6 +13,7 @@ import signal
 import stat
 import time
 from collections.abc import Awaitable
+from concurrent.futures import Future
 from importlib.metadata import version
 from typing import Protocol, TypeVar
 
@@ -51,7 +52,7 @@ class Role(Protocol):
         """Open the ports.  Raises PortInUse or BindError."""
 
     async def serve(self, engine: Engine | None, client: CoordinatorClient) -> None:
-        """The weights are loaded."""
+        """The weights are loaded.  Returns once this rank has nothing more to prepare."""
 
     async def stop(self, grace: int) -> None:
         """Close the ports; open responses get `grace` seconds."""
@@ -86,7 +87,7 @@ class RankProcess:
             await self._shut_down()
 
     async def _start_up(self) -> None:
-        placement = await self._unless_stopped(asyncio.wrap_future(self.rank.placed))
+        placement = await self._unless_stopped(_follow(self.rank.placed))
         meeting = placement.meeting
         logs.bind_rank(meeting.node.name, meeting.rank)
         self._role = self._make_role(placement)
@@ -101,9 +102,11 @@ class RankProcess:
         self._heartbeats = asyncio.create_task(
             self._client.run_heartbeats(registration, policy, self.reporter, self._on_config)
         )
-        engine = await self._unless_stopped(asyncio.wrap_future(self.rank.loaded))
+        engine = await self._unless_stopped(_follow(self.rank.loaded))
         self._client.report_soon()
         await self._unless_stopped(self._role.serve(engine, self._client))
+        self.reporter.serving = True
+        self._client.report_soon()
 
     def _make_role(self, placement: Placement) -> Role:
         layers = placement.layers
@@ -129,7 +132,7 @@ class RankProcess:
 
     async def _until_end(self) -> None:
         """Wait for a signal, or for the part that breaks first."""
-        ended = asyncio.ensure_future(asyncio.wrap_future(self.rank.ended))
+        ended = _follow(self.rank.ended)
         stop = asyncio.ensure_future(self._stop.wait())
         assert self._heartbeats is not None
         parts: set[asyncio.Future[object]] = {ended, stop, self._heartbeats}  # type: ignore[arg-type]
@@ -156,16 +159,17 @@ class RankProcess:
         """Let the ring end in order; where a neighbour does not answer, end it alone."""
         if self.rank.phase is Phase.ENDED:
             return
-        await asyncio.wait({asyncio.wrap_future(self.rank.ended)}, timeout=GOODBYE_SECONDS)
-        if not self.rank.ended.done():
+        ended = _follow(self.rank.ended)
+        await asyncio.wait({ended}, timeout=GOODBYE_SECONDS)
+        if not ended.done():
             self.rank.abort()
-            await asyncio.wait({asyncio.wrap_future(self.rank.ended)}, timeout=GOODBYE_SECONDS)
+            await asyncio.wait({ended}, timeout=GOODBYE_SECONDS)
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T:
         """The result of `work`; raises Stopped if asked to stop meanwhile, or what ended the rank."""
         task = asyncio.ensure_future(work)
         stop = asyncio.ensure_future(self._stop.wait())
-        ended = asyncio.wrap_future(self.rank.ended)
+        ended = _follow(self.rank.ended)
         await asyncio.wait({task, stop, ended}, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
         if task.done():
@@ -201,3 +205,10 @@ class RankProcess:
                 self._stop.set()
 
         asyncio.get_running_loop().add_reader(0, readable)
+
+
+def _follow(future: Future[T]) -> asyncio.Future[T]:
+    """A future of the engine thread in this loop; that several places follow it and not all ask is no error."""
+    followed = asyncio.wrap_future(future)
+    followed.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return followed
