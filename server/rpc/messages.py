@@ -23,6 +23,7 @@ from server.rpc.records import (
 )
 
 MAX_TEXT = 1024  # characters of any text field
+MAX_RANKS = 1024  # of a ring; snapshots enumerate them
 # Protobuf's types are unknown to the type checker; this names them in signatures.
 Message = Any
 
@@ -57,7 +58,7 @@ def registration_to(record: Registration) -> Message:
 
 def registration_from(message: Message) -> Registration:
     """Raises InvalidMessage, naming the field."""
-    _require(message.size >= 1, "size", "must be at least 1")
+    _check_size(message.size)
     _require(message.rank < message.size, "rank", f"{message.rank} is not below {message.size}")
     _require(message.pid >= 1, "pid", "must be at least 1")
     start, end, total = message.layer_start, message.layer_end, message.num_layers
@@ -134,6 +135,7 @@ def cluster_to(record: ClusterSnapshot) -> Message:
 
 def cluster_from(message: Message) -> ClusterSnapshot:
     """Raises InvalidMessage, naming the field."""
+    _check_size(message.size)
     ranks = tuple(_rank_from(rank) for rank in message.ranks)
     return ClusterSnapshot(message.epoch, message.size, message.config_revision, ranks)
 
@@ -178,6 +180,10 @@ def _rank_from(message: Message) -> RankSnapshot:
         reason=message.reason,
         heartbeat_age_s=message.heartbeat_age_s,
     )
+
+
+def _check_size(size: int) -> None:
+    _require(1 <= size <= MAX_RANKS, "size", f"{size} is not between 1 and {MAX_RANKS}")
 
 
 def _ports(message: Message) -> Ports:

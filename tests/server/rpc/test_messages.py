@@ -35,11 +35,11 @@ reported = st.sampled_from([state for state in RankState if state is not RankSta
 @st.composite
 def registrations(draw: Any) -> Registration:
     start, layers, above = draw(small), draw(st.integers(1, 999)), draw(st.integers(0, 999))
-    rank = draw(small)
+    rank = draw(st.integers(0, messages.MAX_RANKS - 1))
     return Registration(
         epoch=draw(big),
         rank=rank,
-        size=rank + draw(st.integers(1, 9)),
+        size=draw(st.integers(rank + 1, messages.MAX_RANKS)),
         node=draw(text),
         host=draw(text),
         pid=draw(st.integers(1, 2**31)),
@@ -82,7 +82,8 @@ def clusters(draw: Any) -> ClusterSnapshot:
             )
         )
     ]
-    return ClusterSnapshot(draw(big), draw(small), draw(small), tuple(ranks))
+    size = draw(st.integers(1, messages.MAX_RANKS))
+    return ClusterSnapshot(draw(big), size, draw(small), tuple(ranks))
 
 
 def over_the_wire(message: Any) -> Any:
@@ -111,7 +112,8 @@ def test_a_status_survives_the_wire(record: ClusterSnapshot) -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"size": 0}, "size: must be at least 1"),
+        ({"size": 0}, "size: 0 is not between 1 and 1024"),
+        ({"size": 1 << 31}, "size: 2147483648 is not between 1 and 1024"),
         ({"rank": 3}, "rank: 3 is not below 3"),
         ({"pid": 0}, "pid: must be at least 1"),
         ({"node": ""}, "node: must not be empty"),
@@ -134,6 +136,11 @@ def test_a_bad_registration_is_refused_naming_the_field(
     message.MergeFrom(pb.RegisterRequest(**change))
     with pytest.raises(InvalidMessage, match=f"^{complaint}"):
         messages.registration_from(message)
+
+
+def test_a_status_of_an_absurd_size_is_refused() -> None:
+    with pytest.raises(InvalidMessage, match=r"^size: 4294967295 is not between 1 and 1024"):
+        messages.cluster_from(pb.ClusterStatus(size=(1 << 32) - 1))
 
 
 @pytest.mark.parametrize(
