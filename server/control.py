@@ -64,6 +64,7 @@ class Reporter:
 
     def __init__(self, rank: Rank) -> None:
         self._rank = rank
+        self.serving = False  # all that this rank adds to the engine is up
         self.draining = False
 
     def __call__(self) -> RankReport:
@@ -91,6 +92,8 @@ class Reporter:
             return (RankState.FAILED, str(error)) if error else (RankState.DRAINING, "stopping")
         if self.draining:
             return RankState.DRAINING, "stopping"
+        if rank.phase is Phase.READY and not self.serving:
+            return RankState.LOADING, "warming up"
         return _STATES[rank.phase], ""
 
 

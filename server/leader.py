@@ -22,7 +22,7 @@ from server.node.health import NodeView, health_app
 from server.node.serve import HttpServers, Listener, start_servers
 from server.rpc.client import CoordinatorClient
 from server.rpc.coordinator import Coordinator
-from server.rpc.records import ClusterSnapshot, HealthPolicy
+from server.rpc.records import LEADER, ClusterSnapshot, HealthPolicy, RankState
 from server.rpc.registry import ClusterRegistry
 
 log = structlog.get_logger()
@@ -86,7 +86,7 @@ class Leader:
         self._engine = engine
         model = await asyncio.to_thread(self._served_model)
         async for snapshot in client.watch():
-            if snapshot.ready:
+            if _others_ready(snapshot):
                 break
         await _warm_up(engine)
         self._service.model, self._service.generator = model, engine
@@ -158,6 +158,12 @@ async def _warm_up(engine: Engine) -> None:
     )
     async for _ in engine.generate(request):
         pass
+
+
+def _others_ready(snapshot: ClusterSnapshot) -> bool:
+    """Whether only rank 0 is missing: it counts as ready after the warm-up, which needs all others."""
+    others = [rank for rank in snapshot.ranks if rank.rank != LEADER]
+    return not snapshot.missing and all(rank.state is RankState.READY for rank in others)
 
 
 def _health_policy(settings: Settings) -> HealthPolicy:
