@@ -43,12 +43,14 @@ class Driver:
         self.budget: dict[int, int] = {}  # tokens still to make, of the live sequences
         self.queue: list[int] = []  # not yet admitted, first come first
         self.plans: list[StepPlan] = []
+        self.asked: dict[int, int] = {}  # prompt and output, of every sequence
 
     def add(self, prompt: int, max_tokens: int = 5) -> int:
         sequence = len(self.stages.prompts)
         self.scheduler.add(sequence, prompt, max_tokens)
         self.stages.prompts[sequence] = prompt
         self.budget[sequence] = max_tokens
+        self.asked[sequence] = prompt + max_tokens
         self.queue.append(sequence)
         return sequence
 
@@ -175,16 +177,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert scheduler.running + scheduler.waiting == len(live)
         assert scheduler.running <= self.bounds.max_running
         if self.bounds.kv_tokens is not None:
-            held = set(self.driver.stages.held)
-            assert self._kv_tokens(held) <= self.bounds.kv_tokens
+            held = self.driver.stages.held
+            assert sum(self.driver.asked[s] for s in held) <= self.bounds.kv_tokens
         for plan in self.driver.flying:
             if isinstance(plan.work, DecodeBatch):
                 self._together(set(plan.work.sequences) & live)
                 assert len(plan.work.sequences) <= self.largest
-
-    def _kv_tokens(self, sequences: set[int]) -> int:
-        made = self.driver.stages.decoded
-        return sum(self.driver.stages.prompts[s] + made.get(s, 0) for s in sequences)
 
     def _together(self, sequences: set[int]) -> None:
         """No member of a batch in flight has gone to another group."""
@@ -303,6 +301,54 @@ def test_groups_fill_the_stages() -> None:
         pass
     batches = [plan.work for plan in driver.flying]
     assert sorted(len(batch.sequences) for batch in batches if batch) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "sizes"), [(1, 3, [3, 3, 2]), (3, 1, [8]), (4, 2, [4, 4])]
+)
+def test_running_groups_follow_the_pacing(before: int, after: int, sizes: list[int]) -> None:
+    pacing = ChosenPacing(before)
+    driver = Driver(limits(stages=4), pacing)
+    for _ in range(8):
+        driver.add(prompt=1, max_tokens=100)
+    for _ in range(20):
+        driver.turn()
+    pacing.wanted = after
+    for _ in range(40):
+        driver.turn()
+    assert sorted(map(len, filter(None, driver.scheduler.groups)), reverse=True) == sizes
+
+
+def test_groups_are_levelled_when_one_loses_members() -> None:
+    driver = Driver(limits(stages=2), ChosenPacing(2))
+    for _ in range(8):
+        driver.add(prompt=1, max_tokens=100)
+    for _ in range(20):
+        driver.turn()
+    for sequence in driver.scheduler.groups[0][:3]:
+        driver.finish(sequence)
+    for _ in range(20):
+        driver.turn()
+    assert sorted(map(len, driver.scheduler.groups)) == [2, 3]
+
+
+def test_a_newcomer_does_not_wait_for_the_step_of_one_that_was_cancelled() -> None:
+    driver = Driver(limits(stages=2), ChosenPacing(2))
+    first = driver.add(prompt=1)
+    driver.choose()
+    driver.finish(first)
+    second = driver.add(prompt=1)
+    plan = driver.choose()
+    assert plan is not None
+    assert plan.work == DecodeBatch(1, (second,))
+
+
+def test_memory_is_counted_for_all_that_are_admitted_together() -> None:
+    driver = Driver(limits(kv_tokens=20))
+    first, _ = driver.add(prompt=5, max_tokens=6), driver.add(prompt=5, max_tokens=6)
+    plan = driver.choose()
+    assert plan is not None
+    assert plan.admitted == (first,)
 
 
 def test_a_model_that_loops_has_one_step_in_flight_and_one_group() -> None:
