@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -130,6 +131,15 @@ async def test_a_taken_port_is_named() -> None:
             await second.start("127.0.0.1", port)
     with bind("127.0.0.1", 0) as holder, pytest.raises(PortInUse):
         await second.start("127.0.0.1", holder.getsockname()[1])
+
+
+async def test_nobody_can_share_the_port_of_a_running_coordinator() -> None:
+    async with cluster() as (_, client):
+        host, _, port = client.target.rpartition(":")
+        with socket.socket() as intruder:
+            intruder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            with pytest.raises(OSError, match="in use"):
+                intruder.bind((host, int(port)))
 
 
 async def test_an_address_of_another_machine_is_refused() -> None:
