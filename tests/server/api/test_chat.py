@@ -177,6 +177,15 @@ def test_error_after_the_first_token(engine: FakeEngine, client: Client, error: 
     assert client.chat().status_code == status
 
 
+def test_bug_after_the_first_token(engine: FakeEngine, client: Client) -> None:
+    """The client is told, and the connection ends as a broken one."""
+    engine.script = Script(ids("hello"), error=ZeroDivisionError("a bug"))
+    text = client.chat(stream=True).text
+    assert '"code":"internal_error"' in text.rstrip().split("\n")[-1]
+    assert "[DONE]" not in text
+    assert "a bug" not in text
+
+
 def test_engine_that_ends_without_a_reason_is_a_fault(engine: FakeEngine, client: Client) -> None:
     engine.script = Script(ids("hello"), end=False)
     assert client.chat().json()["error"]["code"] == "internal_error"

@@ -148,6 +148,9 @@ def test_a_closed_connection_cancels(
     tokens: int,
 ) -> None:
     engine.script = Script(ids("abc")[:tokens], hang=True)
+    service.keep_alive_interval = (
+        10 * DEADLINE_S
+    )  # so that the stream does not begin without a token
     asked = {"messages": USER} if path.startswith("chat") else {"prompt": ["a", "b"]}
     body = json.dumps({"model": "tiny", "stream": stream, **asked}).encode()
     head = f"POST /v1/{path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -160,6 +163,13 @@ def test_a_closed_connection_cancels(
     wait_until(lambda: len(engine.cancelled) == sequences)
     wait_until(lambda: service.running == 0)
     assert engine.running == 0
+
+
+def test_a_body_declared_too_large_is_not_waited_for(address: tuple[str, int]) -> None:
+    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999999\r\n\r\n"
+    with socket.create_connection(address, timeout=DEADLINE_S) as connection:
+        connection.sendall(head.encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
 def test_closing_a_stream_early_cancels(sdk: openai.OpenAI, engine: FakeEngine) -> None:
