@@ -1,0 +1,273 @@
+"""What can't work ends the whole job, in seconds, with one sentence and a status, and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from tests.cluster.conftest import Start
+from tests.cluster.harness import (
+    ANSWER_DEADLINE,
+    HOST,
+    MODEL,
+    ROOT,
+    Cluster,
+    Ports,
+    Spec,
+    folder_model,
+    wait_until,
+)
+from tests.cluster.prompts import prompt
+from tests.cluster.tiny import make_folder
+
+FAILURE_DEADLINE = 60.0  # seconds, of which an idle machine needs some 5
+EXIT_STARTUP, EXIT_LOST = 1, 3
+
+
+def errors(cluster: Cluster) -> list[str]:
+    """The launcher's last words."""
+    return [line[7:] for line in cluster.log.splitlines() if line.startswith("error: ")]
+
+
+def assert_ends(cluster: Cluster, status: int, *parts: str) -> None:
+    """The job ends with `status` and one sentence that holds all `parts`; no traceback, nothing left."""
+    assert cluster.wait_ended(FAILURE_DEADLINE) == status, cluster.log
+    assert len(errors(cluster)) == 1, cluster.log
+    for part in parts:
+        assert part in errors(cluster)[0]
+    assert "Traceback" not in cluster.log
+    cluster.assert_nothing_left()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_folder(tmp_path_factory.mktemp("models") / "tiny", "llama")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """How a model folder is broken, and what the sentence has to say."""
+
+    do: Callable[[Path], Any]
+    says: tuple[str, ...]
+
+
+def _edit(**changes: Any) -> Callable[[Path], Any]:
+    def edit(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return edit
+
+
+def _truncate(folder: Path) -> None:
+    file = max(folder.glob("model-*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+DAMAGES = {
+    "no folder": Damage(shutil.rmtree, ("model",)),
+    "no config": Damage(lambda folder: (folder / "config.json").unlink(), ("config.json",)),
+    "broken config": Damage(
+        lambda folder: (folder / "config.json").write_text('{"model_type": "llama",'),
+        ("config.json",),
+    ),
+    "unknown architecture": Damage(_edit(model_type="frobnicator"), ("frobnicator",)),
+    "missing shard": Damage(
+        lambda folder: (folder / "model-layer2.safetensors").unlink(), ("model-layer2.safetensors",)
+    ),
+    "truncated shard": Damage(_truncate, ("safetensors",)),
+    "wrong shapes": Damage(_edit(hidden_size=64), ("shape",)),
+    "no tokenizer": Damage(
+        lambda folder: [file.unlink() for file in folder.glob("token*")], ("tokenizer",)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_broken_model(start: Start, model: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    DAMAGES[name].do(folder)
+    cluster = start(Spec(ranks=2, models=folder_model(folder)))
+    assert_ends(cluster, EXIT_STARTUP, *DAMAGES[name].says)
+
+
+def test_too_little_memory(start: Start) -> None:
+    cluster = start(Spec(ranks=2, node={"memory": "100MB"}))
+    assert_ends(cluster, EXIT_STARTUP, "memory", "n0")
+
+
+@pytest.mark.parametrize("which", ["gateway", "coordinator", "inference", "frames", "health"])
+def test_a_port_in_use(start: Start, tmp_path: Path, model: Path, which: str) -> None:
+    ports = Ports.free(2, 2)
+    inference, frames, health = ports.nodes[1]
+    port = {
+        "gateway": ports.gateway,
+        "coordinator": ports.coordinator,
+        "inference": inference,
+        "frames": frames,
+        "health": health,
+    }[which]
+    with ExitStack() as stack:
+        stack.enter_context(socket.create_server((HOST, port)))
+        cluster = Cluster(Spec(ranks=2, models=folder_model(model)), tmp_path / "cluster", ports)
+        stack.callback(cluster.kill)
+        status = cluster.start().wait_ended(FAILURE_DEADLINE)
+    assert status == EXIT_STARTUP, cluster.log
+    assert len(errors(cluster)) == 1, cluster.log
+    assert str(port) in errors(cluster)[0]
+    assert "Traceback" not in cluster.log
+    cluster.assert_nothing_left()
+
+
+CONFIG_MISTAKES = {
+    "unknown key": (("api_gateway.prot=1",), ("api_gateway.prot", "port")),
+    "bad value": (("scheduler.max_batch_size=many",), ("scheduler.max_batch_size", "many")),
+    "unknown model": (("default_model=smollm3",), ("default_model", "smollm3")),
+}
+
+
+@pytest.mark.parametrize("name", CONFIG_MISTAKES)
+def test_a_mistake_in_the_configuration(start: Start, name: str) -> None:
+    settings, says = CONFIG_MISTAKES[name]
+    assert_ends(start(Spec(ranks=2, settings=settings)), EXIT_STARTUP, *says)
+
+
+def sharding(*ranges: tuple[int, int]) -> dict[str, Any]:
+    shards = {f"node_{node}": {"layers": list(layers)} for node, layers in enumerate(ranges)}
+    return {"default_model": MODEL, "models": {MODEL: {"source": "demo", "sharding": shards}}}
+
+
+SHARDING_MISTAKES = {
+    "a gap": ([(0, 9), (11, 29)], ("sharding", "10")),
+    "too many layers": ([(0, 9), (10, 30)], ("30",)),
+    "too few layers": ([(0, 9), (10, 28)], ("30",)),
+    "too few nodes": ([(0, 29)], ("sharding", "n1")),
+}
+
+
+@pytest.mark.parametrize("name", SHARDING_MISTAKES)
+def test_wrong_ranges_are_refused(start: Start, name: str) -> None:
+    ranges, says = SHARDING_MISTAKES[name]
+    assert_ends(start(Spec(ranks=2, models=sharding(*ranges))), EXIT_STARTUP, *says)
+
+
+def one_rank_differs(folder: Path, shell: str) -> tuple[str, ...]:
+    """A command for the ranks that runs `shell` on rank 1 before the server."""
+    script = folder / "rank.sh"
+    script.write_text(f'#!/bin/sh\n[ "$MLX_RANK" = 1 ] && {shell}\nexec "$@"\n')
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return (str(script), *Spec().command)
+
+
+@pytest.mark.parametrize(
+    ("shell", "says"),
+    [
+        ("export MLXC_CLUSTER__NAME=other", ("differ", "settings")),
+        ("export MLXC_NODES__N0__SPEED=2", ("differ", "settings")),
+        ("cd /", ("n1", "model")),  # the model's folder is a relative path
+    ],
+)
+def test_nodes_that_do_not_fit_together(
+    start: Start, model: Path, tmp_path: Path, shell: str, says: tuple[str, ...]
+) -> None:
+    relative = Path("./") / os.path.relpath(model, ROOT)
+    spec = Spec(
+        ranks=2,
+        models=folder_model(relative),
+        command=one_rank_differs(tmp_path, shell),
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert_ends(start(spec), EXIT_STARTUP, *says)
+
+
+def test_a_rank_that_dies_before_it_joins(start: Start, tmp_path: Path) -> None:
+    cluster = start(Spec(ranks=2, command=one_rank_differs(tmp_path, "exit 7")))
+    assert cluster.wait_ended(FAILURE_DEADLINE) == 7
+    assert errors(cluster) == ["rank 1 exited with status 7"]
+    cluster.assert_nothing_left()
+
+
+def test_a_stop_during_the_start_is_orderly(start: Start) -> None:
+    cluster = start(Spec(ranks=2))
+    process = cluster.process
+    assert process
+
+    def ranks() -> list[psutil.Process]:
+        found = psutil.Process(process.pid).children(recursive=True)
+        return [
+            child
+            for child in found
+            if "server" in child.cmdline()[-4:] or "server" in child.cmdline()
+        ]
+
+    wait_until(lambda: len(ranks()) == 2, "ranks started")
+    cluster.pids = [rank.pid for rank in ranks()]
+    cluster.stop()
+    assert "Traceback" not in cluster.log
+
+
+# after the start
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_killed_rank_ends_the_stream_and_the_job(
+    start: Start, demo_model: Path, victim: int
+) -> None:
+    cluster = start(Spec(ranks=3)).wait_ready()
+    body = cluster.body(prompt(demo_model, 20), 2000, stream=True)
+    received: list[str] = []
+    with cluster.http.stream("POST", "/v1/completions", json=body) as stream:
+        try:
+            for line in stream.iter_lines():
+                received += [line] if line.startswith("data: ") else []
+                if len(received) == 3:
+                    os.kill(cluster.pids[victim], signal.SIGKILL)
+        except httpx.RemoteProtocolError:
+            assert victim == 0, "ranks that live end their streams with an event"
+        else:
+            assert victim != 0
+            error = json.loads(received[-2 if received[-1] == "data: [DONE]" else -1][6:])
+            assert error["error"]["type"] == "server_error"
+    assert len(received) < 500
+    cluster.http.close()
+    assert cluster.wait_ended(FAILURE_DEADLINE) not in (0, EXIT_STARTUP), cluster.log
+    assert errors(cluster), cluster.log
+    assert "Traceback" not in cluster.log
+    cluster.assert_nothing_left()
+
+
+def test_a_frozen_rank_is_found_by_its_silence(start: Start, model: Path) -> None:
+    """SIGSTOP: no connection is closed, only heartbeats and the step deadline tell."""
+    settings = ("network.step_timeout=3",)
+    cluster = start(Spec(ranks=3, models=folder_model(model), settings=settings)).wait_ready()
+    frozen = cluster.pids[1]
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        answer = cluster.http.post(
+            "/v1/completions", json=cluster.body([5, 6, 7], 50), timeout=ANSWER_DEADLINE
+        )
+        assert answer.status_code >= 500
+    except httpx.RemoteProtocolError:
+        pass  # the server ended first
+    finally:
+        if psutil.pid_exists(frozen):
+            os.kill(frozen, signal.SIGCONT)
+    assert cluster.wait_ended(FAILURE_DEADLINE) not in (0, EXIT_STARTUP), cluster.log
+    assert re.search(r"\bs\b|silent|3 s", errors(cluster)[0])
+    cluster.assert_nothing_left()

@@ -1,0 +1,45 @@
+"""Model folders with random float32 weights and a tokenizer of one word for each token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.pipeline.split.tiny import CONFIGS, Variant, random_weights
+from tests.pipeline.tiny_models import write_folder
+
+FAMILIES = {"llama": 2, "qwen2": 3, "qwen3_moe": 3, "gemma3_text": 2, "gpt_oss": 3, "mamba2": 2}
+"""Architectures, and over how many ranks."""
+
+TYPES = {"mamba2": {"time_step_limit": [0.01, 10.0]}}
+"""What transformers, which reads config.json for the tokenizer, wants to be of another type than mlx-lm."""
+
+
+def make_folder(folder: Path, architecture: str) -> Path:
+    """A model of tests/pipeline/split as its publisher would have it: config, weights by layer, tokenizer."""
+    config: dict[str, Any] = CONFIGS[architecture] | TYPES.get(architecture, {})
+    config["max_position_embeddings"] = 1024
+    weights = random_weights(Variant(architecture).build())
+    write_folder(folder, config, weights)
+    tokenizer(config["vocab_size"]).save_pretrained(folder)
+    return folder
+
+
+def word(token: int) -> str:
+    """The text of a token."""
+    return f"w{token}"
+
+
+def tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """Token n is the word wn; the last one ends a text."""
+    vocabulary = {word(token): token for token in range(size)}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token=word(0)))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token=word(0), eos_token=word(size - 1)
+    )
