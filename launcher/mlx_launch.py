@@ -75,11 +75,12 @@ def stop_when_closed(descriptor: int, commands: Commands, grace: float) -> None:
     signal_session(os.getsid(0), signal.SIGTERM, commands.spared)
     time.sleep(grace)
     left = len(set(members(os.getsid(0))) - commands.spared)
-    kill_session(os.getsid(0), {os.getpid()})
     if left:
         text = f"unresponsive: {left} processes did not stop within {grace:g} s and were killed"
+        # Said first: with its ranks gone, the main thread ends this process.
         with contextlib.suppress(BrokenPipeError):  # nobody listens any more
             print(text, file=sys.stderr, flush=True)
+    kill_session(os.getsid(0), {os.getpid()})
 
 
 def replace_stdin() -> int:

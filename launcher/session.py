@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Collection
 
 import psutil
+
+KILL_TIMEOUT = 5.0  # seconds
+KILL_PAUSE = 0.02  # seconds for killed processes to end before the next look
 
 
 def members(session: int) -> list[int]:
@@ -47,8 +51,12 @@ def _send(pid: int, number: signal.Signals) -> None:
 
 
 def kill_session(session: int, spare: Collection[int] = ()) -> None:
-    """Kill all members; repeated, since a member may start another one between look and kill."""
-    for _ in range(3):
-        if not set(members(session)).difference(spare):
-            return
+    """Kill all members and wait until they have ended.
+
+    Repeated, since a member may start another one between look and kill. Gives up on what does not end
+    within KILL_TIMEOUT: the kernel holds it, and no signal helps.
+    """
+    deadline = time.monotonic() + KILL_TIMEOUT
+    while set(members(session)).difference(spare) and time.monotonic() < deadline:
         signal_session(session, signal.SIGKILL, spare)
+        time.sleep(KILL_PAUSE)
