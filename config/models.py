@@ -28,7 +28,7 @@ class Shard(Section):
     )
     estimated_memory: Size | None = Field(
         default=None,
-        description='Memory the shard is expected to take, e.g. "2.5GB"; for the reader only.',
+        description='Memory the shard is expected to take, e.g. "2.5GB"; more is logged as a warning.',
     )
     includes_output_head: Flag | None = Field(
         default=None,

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from config.errors import ConfigError, InvalidSetting
 from config.keys import Path, closest, format_key
-from config.models import LayerRange, ModelConfig, is_source, unlisted_model
+from config.models import LayerRange, ModelConfig, Shard, is_source, unlisted_model
 from config.nodes import NodeConfig, node_by_rule
 from config.section import DYNAMIC, Section
 from config.values import Auto, Count, Name, Port, Seconds, Share, Size, Text
@@ -45,7 +45,9 @@ class CoordinatorConfig(Section):
         default=8400, description="gRPC port of the coordinator, on the node of rank 0."
     )
     election_strategy: Literal["health_based", "load_based", "round_robin", "manual"] = Field(
-        default="health_based", description="How the node of rank 0 is chosen."
+        default="health_based",
+        description="How the supervising launcher chooses the node of rank 0; "
+        "without it that is the first of the ranks.",
     )
     health_check_interval: Seconds = Field(
         default=5.0,
@@ -200,28 +202,33 @@ class Config(Section):
                     )
                 users[port] = node.name
 
-    def layer_ranges(self, size: int) -> tuple[LayerRange, ...] | None:
-        """Explicit ranges of the served model in rank order, or None when they are to be planned.
+    def shards(self, size: int) -> tuple[Shard, ...] | None:
+        """Explicit shards of the served model in rank order, or None when they are to be planned.
 
         Raises ConfigError when they don't name exactly the nodes of `size` ranks, in rank order.
         """
         if self.model.sharding is None:
             return None
         key = format_key(("models", self.model.name, "sharding"))
-        shards = {_node_id(name, self.nodes): s.layers for name, s in self.model.sharding.items()}
+        shards = {_node_id(name, self.nodes): s for name, s in self.model.sharding.items()}
         nodes = self.nodes_of(size)
         if set(shards) != {node.node_id for node in nodes}:
             raise ConfigError(
                 f"{key} names {', '.join(self.model.sharding)}, but the ranks run on "
                 f"{', '.join(node.name for node in nodes)}; name all of them, or set it to auto."
             )
-        ranges = tuple(shards[node.node_id] for node in nodes)
-        if list(ranges) != sorted(ranges):
+        ordered = tuple(shards[node.node_id] for node in nodes)
+        if list(ordered) != sorted(ordered, key=lambda shard: shard.layers):
             raise ConfigError(
                 f"{key} is not in the order of the ranks, {', '.join(node.name for node in nodes)}: "
                 "layers must rise with the rank."
             )
-        return ranges
+        return ordered
+
+    def layer_ranges(self, size: int) -> tuple[LayerRange, ...] | None:
+        """The ranges of `shards`."""
+        shards = self.shards(size)
+        return None if shards is None else tuple(shard.layers for shard in shards)
 
 
 def _check_ranks(config: Config) -> None:

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -88,8 +88,13 @@ class Engine:
 
     # any thread
 
-    async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
-        """See pipeline.request.Generator."""
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
+        """See pipeline.request.Generator.
+
+        Raises ValueError for a request without a prompt token, or without a token left to make.
+        """
+        if not request.prompt or len(request.emitted) >= request.max_tokens:
+            raise ValueError(f"request {request.id} has no prompt, or no token left to make")
         queue: asyncio.Queue[Outcome] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         running: list[_Running] = []
@@ -273,10 +278,11 @@ class Engine:
         with self._lock:
             if self._closed is None:
                 self._commands.append(command)
-                command = self._wake
-        command()
-        if self._closed is not None:
-            self._flush_outbox()
+            else:  # the engine thread has left: its part is done here, one caller at a time
+                command()
+                self._flush_outbox()
+                return
+        self._wake()
 
     def _wake(self) -> None:
         with contextlib.suppress(BlockingIOError):  # full: it is awake already

@@ -11,12 +11,15 @@ from importlib.metadata import version
 from typing import Any
 
 import msgspec
+import structlog
 
 from config import Config, NodeConfig
 from pipeline.errors import ModelError, PipelineError, PlanError
 from pipeline.link import Peer
 from pipeline.plan import LayerRange, ModelCosts, NodeResources, Plan, plan
 from pipeline.ring import Ring, ring_addresses
+
+log = structlog.get_logger()
 
 VERSIONED = ("mlx", "mlx-lm", "mlx-cluster")
 """Packages whose versions must be the same on all nodes."""
@@ -151,13 +154,22 @@ def place_layers(config: Config, meeting: Meeting, costs: ModelCosts) -> Plan:
             f"models.{model.name}.total_layers is {model.total_layers},"
             f" but the model has {costs.num_layers} layers."
         )
-    ranges = config.layer_ranges(meeting.size)
-    explicit = None if ranges is None else [LayerRange(r.first, r.last + 1) for r in ranges]
+    shards = config.shards(meeting.size)
+    explicit = [LayerRange(s.layers.first, s.layers.last + 1) for s in shards or ()] or None
     resources = [
         NodeResources(card.node, meeting.memory_bytes(rank), card.speed)
         for rank, card in enumerate(meeting.cards)
     ]
-    return plan(costs, resources, explicit)
+    made = plan(costs, resources, explicit)
+    for shard, stage in zip(shards or (), made.stages, strict=False):
+        if shard.estimated_memory is not None and stage.parameter_bytes > shard.estimated_memory:
+            log.warning(
+                "a shard is larger than its estimated_memory",
+                shard=stage.node,
+                estimated=int(shard.estimated_memory),
+                bytes=stage.parameter_bytes,
+            )
+    return made
 
 
 def _raise_errors(errors: Sequence[tuple[str, str]]) -> None:

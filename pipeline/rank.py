@@ -21,7 +21,7 @@ from pipeline.demo_model import ensure_demo_model
 from pipeline.engine import Engine
 from pipeline.errors import EngineFault, FrameError, ModelError, PipelineError, TransportError
 from pipeline.frames import Loaded
-from pipeline.link import Links, join, listen
+from pipeline.link import KeepAlive, Links, join, listen
 from pipeline.meeting import Meeting, agree, make_card, meet, place_layers
 from pipeline.plan import LayerRange, Plan
 from pipeline.plan.resources import this_node
@@ -202,6 +202,7 @@ class Rank:
                 meeting.epoch,
                 config.network.connect_timeout,
                 self._stopping.is_set,
+                KeepAlive(config.network.keepalive_interval, config.network.keepalive_probes),
             )
         return Placement(meeting, checkpoint, plan)
 

@@ -5,7 +5,7 @@ These records cross threads and (as parts of frames) processes, so they are froz
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Literal, Protocol
 
 import msgspec
@@ -14,7 +14,7 @@ FinishReason = Literal["stop", "length"]
 
 Probability = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
-TokenId = Annotated[int, msgspec.Meta(ge=0)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]  # MLX gets them as int32
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,7 +70,7 @@ class TokenEvent(msgspec.Struct, frozen=True):
 class Generator(Protocol):
     """What the HTTP side needs of the engine."""
 
-    def generate(self, request: GenerationRequest) -> AsyncIterator[TokenEvent]:
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         """Yield the tokens of `request` as they are made.
 
         Closing the iterator cancels the request on every stage.  Raises ContextTooLong, QueueFull or

@@ -126,6 +126,8 @@ class StageSequences:
         if keep:
             for sequence in leaving:
                 self._single[sequence] = [cache.extract(rows[sequence]) for cache in group.caches]
+                # Lazy copies would keep the whole batch in memory until the sequence decodes again.
+                mx.async_eval(states(self._single[sequence]))  # type: ignore[no-untyped-call]
         for sequence in leaving:
             del self._group_of[sequence]
         gone = set(leaving)

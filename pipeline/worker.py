@@ -22,8 +22,8 @@ from pipeline.sequences import Caches, StageSequences, states
 from pipeline.split import Message, Stage, TensorSpec, flatten, unflatten
 
 SETTLE_STEPS = 16
-"""Decode steps between two evaluations of the whole cache state.  What the output does not depend on is lazy
-and would grow a graph without end."""
+"""Decode steps of a group between two evaluations of its whole cache state.  What the output does not
+depend on is lazy and would grow a graph without end."""
 
 CLEAR_STEPS = 256
 """Steps between two releases of MLX's free buffers, which joins and leaves leave behind in odd sizes."""
@@ -65,6 +65,9 @@ class Worker:
         self._previous = (ring.rank - 1) % ring.size
         self.sequences = StageSequences(stage.make_cache)
         self.stats = WorkerStats()
+        self._unsettled: dict[
+            int, int
+        ] = {}  # decode steps of each group since its caches were settled
 
     # the loop of every rank but the first
 
@@ -143,11 +146,19 @@ class Worker:
             while isinstance(output, Message):
                 loop += 1
                 output = self._stage(output, caches, loop)
-        settle = isinstance(work, Prefill) or self.stats.steps % SETTLE_STEPS == 0
+        settle = self._must_settle(work)
         if isinstance(output, Message):
             self._hand_on(step, output, caches if settle else None)
             return None
         return self._finish(step, work, output, caches if settle else None)
+
+    def _must_settle(self, work: Prefill | Decode) -> bool:
+        """Counted per group: groups that take turns would never meet a count over all steps."""
+        if isinstance(work, Prefill):
+            return True
+        steps = self._unsettled.get(work.group, 0) + 1
+        self._unsettled[work.group] = steps % SETTLE_STEPS
+        return steps == SETTLE_STEPS
 
     def _input(self, step: Step, tokens: mx.array) -> mx.array | Message:
         if self._ring.rank == 0 and step.loop == 0:

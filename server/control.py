@@ -3,17 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
 
-import structlog
-
-from config import ConfigError, Settings
-from config.keys import parse_key
-from config.lookup import is_dynamic
-from config.yaml_text import read_value
 from pipeline.rank import Phase, Placement, Rank
-from server.rpc.config_store import ConfigEntry
 from server.rpc.records import (
     Counters,
     Memory,
@@ -23,8 +14,6 @@ from server.rpc.records import (
     Registration,
     Versions,
 )
-
-log = structlog.get_logger()
 
 _STATES = {
     Phase.JOINING: RankState.STARTING,
@@ -95,50 +84,3 @@ class Reporter:
         if rank.phase is Phase.READY and not self.serving:
             return RankState.LOADING, "warming up"
         return _STATES[rank.phase], ""
-
-
-class SettingsBackend:
-    """The coordinator's view of the settings; see server.rpc.config_store.ConfigBackend."""
-
-    def __init__(self, settings: Settings, on_change: Callable[[Settings], None]) -> None:
-        """`on_change` applies new settings to what is running."""
-        self.settings = settings
-        self._on_change = on_change
-
-    def entries(self) -> list[ConfigEntry]:
-        """Every value, by key."""
-        return [
-            ConfigEntry(row.key, row.value, row.origin, is_dynamic(parse_key(row.key)))
-            for row in self.settings.describe()
-        ]
-
-    def _check(self, key: str, text: str) -> tuple[Any, str | None]:
-        """The value that `text` stands for, and why it can't be set, if so."""
-        try:
-            value = read_value(text, "SetConfig")
-            self.settings.change({key: value})
-        except ConfigError as error:
-            return None, str(error)
-        return value, None
-
-    def change(self, changes: Mapping[str, str]) -> Mapping[str, str]:
-        """Apply all changes, or none and return the refused keys with a reason each."""
-        refused = {}
-        values = {}
-        for key, text in changes.items():
-            value, reason = self._check(key, text)
-            values[key] = value
-            if reason is not None:
-                refused[key] = reason
-        if refused:
-            return refused
-        try:
-            settings = self.settings.change(values)
-        except ConfigError as error:  # each is right by itself, but not all together
-            return dict.fromkeys(changes, str(error))
-        self.settings = settings
-        self._on_change(settings)
-        log.info(
-            "settings changed", **{key.replace(".", "_"): value for key, value in values.items()}
-        )
-        return {}

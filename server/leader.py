@@ -16,7 +16,6 @@ from pipeline.request import GenerationRequest, SamplingParams
 from pipeline.scheduler import Scheduler
 from server.api import ServedModel, Service, create_app
 from server.api.tokenizer import load_tokenizer
-from server.control import SettingsBackend
 from server.node.cluster_routes import ClusterView, EngineStats, cluster_routes, fault_of
 from server.node.health import NodeView, health_app
 from server.node.serve import HttpServers, Listener, start_servers
@@ -24,6 +23,7 @@ from server.rpc.client import CoordinatorClient
 from server.rpc.coordinator import Coordinator
 from server.rpc.records import LEADER, ClusterSnapshot, HealthPolicy, RankState
 from server.rpc.registry import ClusterRegistry
+from server.rpc.runtime_settings import RuntimeSettings
 
 log = structlog.get_logger()
 
@@ -46,7 +46,7 @@ class Leader:
         self._registry = ClusterRegistry(
             self._meeting.epoch, self._meeting.size, _health_policy(settings)
         )
-        self._backend = SettingsBackend(settings, self._apply)
+        self._backend = RuntimeSettings(settings, self._apply)
         self._coordinator = Coordinator(self._registry, self._backend)
         self._service = Service(
             readiness=self._readiness,

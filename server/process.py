@@ -12,7 +12,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from concurrent.futures import Future
 from importlib.metadata import version
 from typing import Protocol, TypeVar
@@ -28,6 +28,7 @@ from server.follower import Follower
 from server.leader import Leader
 from server.node.health import NodeView
 from server.rpc.client import CoordinatorClient
+from server.rpc.runtime_settings import RuntimeSettings
 
 log = structlog.get_logger()
 
@@ -67,6 +68,7 @@ class RankProcess:
         self.reporter = Reporter(self.rank)
         self.started = time.monotonic()
         self._stop = asyncio.Event()
+        self._runtime = RuntimeSettings(settings, lambda _: None)
         self._role: Role | None = None
         self._client: CoordinatorClient | None = None
         self._heartbeats: asyncio.Task[None] | None = None
@@ -94,8 +96,13 @@ class RankProcess:
         await self._role.start()
         host = self.settings.config.coordinator.host
         target = host or meeting.hosts[0]
+        network = self.settings.config.network
         self._client = CoordinatorClient(
-            target, self.settings.config.coordinator.port, self.settings.config.network.rpc_timeout
+            target,
+            self.settings.config.coordinator.port,
+            network.rpc_timeout,
+            network.retry_initial,
+            network.retry_max,
         )
         registration = registration_of(placement, self.settings.config.model.name)
         policy = await self._unless_stopped(self._client.register(registration, LOADED_DEADLINE))
@@ -127,8 +134,10 @@ class RankProcess:
         """Seconds since the process was started."""
         return time.monotonic() - self.started
 
-    def _on_config(self, revision: int, changes: object) -> None:
-        log.info("settings changed", revision=revision, changes=changes)
+    def _on_config(self, revision: int, changes: Mapping[str, str]) -> None:
+        """The coordinator has changed dynamic settings; rank 0 has applied them already."""
+        self._runtime.apply(changes)
+        log.info("settings changed", revision=revision, **_as_fields(changes))
 
     async def _until_end(self) -> None:
         """Wait for a signal, or for the part that breaks first."""
@@ -205,6 +214,10 @@ class RankProcess:
                 self._stop.set()
 
         asyncio.get_running_loop().add_reader(0, readable)
+
+
+def _as_fields(changes: Mapping[str, str]) -> dict[str, str]:
+    return {key.replace(".", "_"): value for key, value in changes.items()}
 
 
 def _follow(future: Future[T]) -> asyncio.Future[T]:

@@ -20,6 +20,7 @@ _BY_ARCHITECTURE = {
     "gemma4_text": ("shared_kv", "Gemma4"),
     "iquestloopcoder": ("iquestloopcoder", "IQuestLoopCoder"),
     "kimi_k3": ("residual", "KimiK3"),
+    "minimax_m3_vl": ("minimax_m3_vl", "MiniMaxM3"),
     "muse_spark": ("residual", "MuseSpark"),
     "talkie": ("residual", "Talkie"),
 }

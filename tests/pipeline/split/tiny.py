@@ -31,6 +31,7 @@ CANNOT_BATCH = {
     "gpt_bigcode": "takes the offset as one int",
     "llama4": "ChunkedKVCache has no merge",
     "longcat_flash_ngram": "a prompt shorter than the n-gram context can't be extended by another",
+    "minimax_m3_vl": "selects blocks of keys by their place in the padded batch",
     "nemotron-nas": "layers without attention leave their caches empty",
     "phi3small": "adds a mask [B, 1, L, S] to scores [B, H, G, L, S]",
 }
