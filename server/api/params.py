@@ -22,21 +22,22 @@ LEAST_TEMPERATURE = 1e-3
 
 
 def sampling(body: GenerationBody, model: ServedModel, logprobs: int) -> SamplingParams:
-    """The sampling parameters `body` asks for, with OpenAI's defaults.
+    """The sampling parameters `body` asks for; what it leaves open is as the model's author recommends.
 
     logprobs: as in SamplingParams.  Without a seed in the request each call draws one.
     """
-    temperature = _or(body.temperature, 1.0)
+    defaults = model.defaults
+    temperature = _or(body.temperature, defaults.temperature)
     stop_ids = body.stop_token_ids or ()
     _check_vocabulary(stop_ids, model, "stop_token_ids")
     end_tokens = () if body.ignore_eos else model.end_tokens
     return SamplingParams(
         seed=_seed(body.seed),
         temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
-        top_p=_or(body.top_p, 1.0),
-        top_k=max(_or(body.top_k, 0), 0),
-        min_p=_or(body.min_p, 0.0),
-        repetition_penalty=_or(body.repetition_penalty, 1.0),
+        top_p=_or(body.top_p, defaults.top_p),
+        top_k=max(_or(body.top_k, defaults.top_k), 0),
+        min_p=_or(body.min_p, defaults.min_p),
+        repetition_penalty=_or(body.repetition_penalty, defaults.repetition_penalty),
         presence_penalty=_or(body.presence_penalty, 0.0),
         frequency_penalty=_or(body.frequency_penalty, 0.0),
         logit_bias=_logit_bias(body.logit_bias or {}, model),

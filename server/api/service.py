@@ -10,6 +10,7 @@ from functools import cached_property
 import structlog
 
 from pipeline.request import Generator
+from server.api.defaults import SamplingDefaults
 from server.api.errors import NotReady, Overloaded, UnknownModel
 from server.api.vocabulary import Tokenizer, Vocabulary
 
@@ -30,6 +31,7 @@ class ServedModel:
     created: int  # Unix time, seconds
     end_tokens: tuple[int, ...]
     aliases: tuple[str, ...] = ()
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 
     def answers_to(self, name: str) -> bool:
         return name == self.id or name in self.aliases
