@@ -14,14 +14,13 @@ die() {
     exit 1
 }
 
-# mlx-lm 0.32.2, which pyproject.toml pins, can't be installed on an earlier one.
 is_recent_python() {
-    "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
+    "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1
 }
 
 find_python() {
     local name
-    for name in ${MLXC_PYTHON:-} python3.13 python3.12 python3.11 python3 python3.14; do
+    for name in ${MLXC_PYTHON:-} python3.13 python3.12 python3.11 python3.10 python3 python3.14; do
         if command -v "$name" >/dev/null && is_recent_python "$name"; then
             command -v "$name"
             return
@@ -43,7 +42,7 @@ make_venv() {
     if [ -x "$python" ] && is_recent_python "$python"; then
         return
     fi
-    base=$(find_python) || die "Python 3.11 or later with the venv module is needed" \
+    base=$(find_python) || die "Python 3.10 or later with the venv module is needed" \
         "(Debian: apt-get install python3-venv; macOS: brew install python@3.12)"
     say "making .venv with $base"
     rm -rf "$venv"

@@ -15,7 +15,7 @@ EXIT_LOST = 3  # the ring broke or the engine failed after the start: starting a
 
 
 def main() -> int:
-    """Exit status: 0 after an orderly stop, else EXIT_STARTUP or EXIT_LOST with a `fatal:` line on stderr."""
+    """Exit status: 0 after an orderly stop, else EXIT_STARTUP or EXIT_LOST with the reason on stderr."""
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
     add_arguments(parser)
     arguments = parser.parse_args()
@@ -32,7 +32,7 @@ def main() -> int:
 def serve(settings: Settings) -> int:
     """Run this rank to its end; returns the exit status."""
     # Imported here: MLX and mlx-lm take a second to load, --print-config does not need them.
-    from pipeline.errors import EngineFault, ModelError, PipelineError, PlanError, TransportError
+    from pipeline.errors import ModelError, PipelineError, PlanError, TransportError
     from pipeline.meeting import MeetingFailed
     from server import logs
     from server.node.serve import StartupFailed
@@ -52,13 +52,17 @@ def serve(settings: Settings) -> int:
         OSError,
     ) as error:
         return _fatal(str(error), EXIT_STARTUP)
-    except (TransportError, EngineFault, CoordinatorError, PipelineError) as error:
+    except (TransportError, CoordinatorError) as error:
+        # A neighbour is gone: where it is known why, that rank says so itself.
+        return _fatal(str(error), EXIT_LOST, word="lost")
+    except PipelineError as error:
         return _fatal(str(error), EXIT_LOST)
     return 0
 
 
-def _fatal(message: str, status: int) -> int:
-    print(f"fatal: {message}", file=sys.stderr, flush=True)
+def _fatal(message: str, status: int, word: str = "fatal") -> int:
+    """Tell whoever started the job why this rank ends; see launcher.outcome."""
+    print(f"{word}: {message}", file=sys.stderr, flush=True)
     return status
 
 
@@ -66,6 +70,8 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    if any(thread.name == "engine" and thread.is_alive() for thread in threading.enumerate()):
-        os._exit(code)  # the engine thread hangs inside MLX, which no Python exit can end
+    hangs = any(thread.name == "engine" and thread.is_alive() for thread in threading.enumerate())
+    if code or hangs:
+        # After a failure the engine thread may hang inside MLX, and MPI waits for ranks that are gone.
+        os._exit(code)
     sys.exit(code)

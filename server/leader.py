@@ -113,6 +113,7 @@ class Leader:
             max_model_len=max_model_len(config, checkpoint) or UNKNOWN_LENGTH,
             created=int(time.time()),
             end_tokens=tuple(sorted(tokenizer.eos_token_ids)),
+            vocab_size=checkpoint.vocab_size,
             aliases=tuple(sorted(aliases)),
             defaults=read_defaults(checkpoint.path),
         )

@@ -14,6 +14,7 @@ def configure(level: int = logging.INFO) -> None:
     """Send structlog and the standard library's logging to stderr in one format."""
     shared: list[structlog.typing.Processor] = [
         _add_identity,
+        structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
     ]

@@ -27,7 +27,9 @@ from server.control import Reporter, registration_of
 from server.follower import Follower
 from server.leader import Leader
 from server.node.health import NodeView
+from server.node.serve import StartupFailed
 from server.rpc.client import CoordinatorClient
+from server.rpc.errors import BindError
 from server.rpc.runtime_settings import RuntimeSettings
 
 log = structlog.get_logger()
@@ -93,7 +95,7 @@ class RankProcess:
         meeting = placement.meeting
         logs.bind_rank(meeting.node.name, meeting.rank)
         self._role = self._make_role(placement)
-        await self._role.start()
+        await self._open_ports(self._role)
         host = self.settings.config.coordinator.host
         target = host or meeting.hosts[0]
         network = self.settings.config.network
@@ -114,6 +116,15 @@ class RankProcess:
         await self._unless_stopped(self._role.serve(engine, self._client))
         self.reporter.serving = True
         self._client.report_soon()
+
+    async def _open_ports(self, role: Role) -> None:
+        try:
+            await role.start()
+        except (BindError, StartupFailed) as error:
+            self.rank.ports_opened(str(error))
+            await self._unless_stopped(_follow(self.rank.loaded))  # raises what all ranks are told
+            raise
+        self.rank.ports_opened()
 
     def _make_role(self, placement: Placement) -> Role:
         layers = placement.layers

@@ -115,7 +115,7 @@ def _seed(asked: int | None) -> int:
 
 
 def _check_vocabulary(ids: Iterable[int], model: ServedModel, param: str) -> None:
-    size = len(model.tokenizer)
+    size = model.vocab_size
     for token in ids:
         if not 0 <= token < size:
             message = f"{param}: token id {token} is not in the vocabulary of {size} tokens."

@@ -30,6 +30,7 @@ class ServedModel:
     max_model_len: int  # tokens, prompt and output together
     created: int  # Unix time, seconds
     end_tokens: tuple[int, ...]
+    vocab_size: int  # ids from 0 that the model's embedding knows
     aliases: tuple[str, ...] = ()
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 

@@ -30,8 +30,6 @@ class Tokenizer(Protocol):
 
     has_chat_template: bool
 
-    def __len__(self) -> int: ...
-
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(

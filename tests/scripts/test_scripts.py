@@ -62,11 +62,11 @@ def test_the_first_recent_python_is_taken(tmp_path: Path) -> None:
 
 
 def test_without_a_recent_python_it_says_what_to_install(tmp_path: Path) -> None:
-    for name in ("python3.14", "python3.13", "python3.12", "python3.11", "python3"):
+    for name in ("python3.14", "python3.13", "python3.12", "python3.11", "python3.10", "python3"):
         fake_python(tmp_path, name, 1)
     made = bash('python="$1/none"; make_venv', str(tmp_path), PATH=str(tmp_path) + ":/usr/bin:/bin")
     assert made.returncode == 1
-    assert made.stderr.startswith("error: Python 3.11 or later")
+    assert made.stderr.startswith("error: Python 3.10 or later")
 
 
 def test_no_openblas_is_no_failure(tmp_path: Path) -> None:

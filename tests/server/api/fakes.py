@@ -129,5 +129,6 @@ def make_service(engine: FakeEngine, **settings: Any) -> Service:
         max_model_len=settings.pop("max_model_len", 200),
         created=1_700_000_000,
         end_tokens=(TOKENIZER.eos_token_id,),
+        vocab_size=len(TOKENIZER.get_vocab()),
     )
     return Service(readiness=lambda: None, model=model, generator=engine, **settings)
