@@ -25,15 +25,13 @@ from pathlib import Path
 from typing import Any
 
 from benchlib.client import Client, Request
-from benchlib.load import Round, closed_loop, open_loop
+from benchlib.load import Round, closed_loop, open_loop, warm_up
 from benchlib.options import add_setup_arguments, new_parser, parse, positive, run, say, setup_of
 from benchlib.prompts import PromptMaker
 from benchlib.report import Column, new_figure, save_figure, table, write_json
-from benchlib.servers import External, LocalServer, Server, ServerFailed, scratch_folder
+from benchlib.servers import External, LocalServer, Server, scratch_folder
 from benchlib.stats import median, medians, ratio
 from benchlib.targets import MLX_LM, MLX_LM_PIPELINE, OURS, Target
-
-WARM_UP = Request("Once upon a time", 4)
 
 COLUMNS = (
     Column("level", "load"),
@@ -112,17 +110,6 @@ def measure(server: Server, workload: Workload, number: int) -> Iterator[dict[st
         for error, count in done.errors.items():
             say(f"  {count} failed: {error}")
         yield {**row, "errors": done.errors}
-
-
-async def warm_up(server: Server, chat: bool) -> None:
-    """A first request waits for loading and compilation.  Raises ServerFailed if it is not answered."""
-    async with Client(server.url, server.model, chat) as client:
-        outcome = await client.run(WARM_UP)
-    if outcome.error is not None:
-        reason = f"the first request failed: {outcome.error}"
-        if isinstance(server, LocalServer):
-            raise server.failed(reason)
-        raise ServerFailed(f"{server.label}: {reason}")
 
 
 def restart_if_broken(server: Server) -> None:

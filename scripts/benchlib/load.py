@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from benchlib.client import Client, Outcome, Request
+from benchlib.servers import LocalServer, Server, ServerFailed
 from benchlib.stats import percentiles
+
+WARM_UP = Request("Once upon a time", 4)
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,14 @@ async def open_loop(client: Client, requests: Sequence[Request], rate: float, se
     due = arrival_times(len(requests), rate, seed)
     outcomes = await asyncio.gather(*map(one, requests, due))
     return Round(outcomes, time.perf_counter() - started)
+
+
+async def warm_up(server: Server, chat: bool = False) -> None:
+    """A first request waits for loading and compilation.  Raises ServerFailed if it is not answered."""
+    async with Client(server.url, server.model, chat) as client:
+        outcome = await client.run(WARM_UP)
+    if outcome.error is not None:
+        reason = f"the first request failed: {outcome.error}"
+        if isinstance(server, LocalServer):
+            raise server.failed(reason)
+        raise ServerFailed(f"{server.label}: {reason}")

@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""Measure what an idle server costs: CPU seconds per second of every process, mlx.launch included.
+
+    python scripts/bench_idle.py
+    python scripts/bench_idle.py --targets ours:3 mlx_lm mlx_lm_pipeline:3 --window 30 --rounds 3
+
+The server has answered a request before, so that it is idle and not just started.  1.000 is one whole core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchlib.load import warm_up
+from benchlib.options import add_setup_arguments, new_parser, parse, run, say, setup_of
+from benchlib.report import Column, new_figure, save_figure, table, write_json
+from benchlib.servers import LocalServer, role, scratch_folder
+from benchlib.stats import median
+from benchlib.targets import Target
+
+COLUMNS = (
+    Column("server", "server"),
+    Column("process", "process"),
+    Column("cores", "CPU s per s", ".4f"),
+)
+TOTAL = "all"
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """User and system time of one process, without its children's."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def measure(server: LocalServer, window: float) -> list[dict[str, Any]]:
+    """CPU use of each process over `window` seconds.  Raises ServerFailed if one ends meanwhile."""
+    processes = server.processes()
+    try:
+        started = time.perf_counter()
+        before = [cpu_seconds(process) for process in processes]
+        time.sleep(window)
+        after = [cpu_seconds(process) for process in processes]
+        seconds = time.perf_counter() - started
+        roles = [role(process) for process in processes]
+    except psutil.NoSuchProcess as error:
+        raise server.failed(f"process {error.pid} ended while it was idle") from error
+    used = [(b - a) / seconds for a, b in zip(before, after, strict=True)]
+    rows = [
+        {"server": server.label, "process": name, "cores": cores}
+        for name, cores in sorted(zip(roles, used, strict=True))
+    ]
+    return [*rows, {"server": server.label, "process": TOTAL, "cores": sum(used)}]
+
+
+def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The median over the rounds for each process."""
+    keys = dict.fromkeys((row["server"], row["process"]) for row in rows)
+    return [
+        {
+            "server": server,
+            "process": process,
+            "cores": median(
+                row["cores"] for row in rows if (row["server"], row["process"]) == (server, process)
+            ),
+        }
+        for server, process in keys
+    ]
+
+
+def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
+    """A stacked bar for each server."""
+    figure = new_figure(1)
+    axes = figure.axes[0]
+    names = list(dict.fromkeys(row["server"] for row in summary))
+    bottom = dict.fromkeys(names, 0.0)
+    for row in summary:
+        if row["process"] != TOTAL:
+            axes.bar(row["server"], row["cores"], bottom=bottom[row["server"]])
+            bottom[row["server"]] += row["cores"]
+    axes.set(title="idle, one part for each process", ylabel="CPU seconds per second")
+    save_figure(figure, path)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = new_parser(__doc__, rounds=1)
+    parser.add_argument("--window", type=float, default=10.0, help="seconds; default: 10")
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        type=Target.parse,
+        default=[Target.parse("ours:3"), Target.parse("mlx_lm_pipeline:3")],
+        help="ours:N mlx_lm mlx_lm_pipeline:N; default: ours:3 mlx_lm_pipeline:3",
+    )
+    add_setup_arguments(parser)
+    args = parse(parser)
+    if args.window <= 0:
+        parser.error("--window must be above 0")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    setup = setup_of(args)
+    rows = []
+    with scratch_folder() as scratch:
+        for number in range(args.rounds):
+            for target in args.targets:
+                with setup.server(target, Path(scratch)) as server:
+                    asyncio.run(warm_up(server))
+                    say(f"round {number}  {server.label}: idle for {args.window:g} s")
+                    rows += [{**row, "round": number} for row in measure(server, args.window)]
+    summary = summarize(rows)
+    print(f"\nMedians of {args.rounds} round{'s' * (args.rounds > 1)}.\n")
+    print(table(COLUMNS, summary))
+    write_json(args, benchmark="idle", summary=summary, rounds=rows)
+    if args.plot:
+        draw(summary, args.plot)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
