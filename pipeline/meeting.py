@@ -8,7 +8,6 @@ import secrets
 import socket
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
 
 import msgspec
 import structlog
@@ -131,15 +130,12 @@ def meet(ring: Ring, config: Config, card: Card) -> Meeting:
     return Meeting(ring.rank, cards, nodes, hosts)
 
 
-def agree(ring: Ring, meeting: Meeting, error: Exception | None) -> None:
-    """Wait until every rank has come this far.
+def agree(ring: Ring, meeting: Meeting, problem: str) -> None:
+    """Wait until every rank has come this far; `problem` says why this one can't go on, or is empty.
 
-    Raises `error` if it is this rank's own, MeetingFailed naming the node for another rank's.
+    Raises MeetingFailed (ModelError where all have the same problem) on every rank with the same sentence.
     """
-    mine: dict[str, Any] = {"error": str(error) if error is not None else ""}
-    outcomes = ring.exchange(mine)
-    if error is not None:
-        raise error
+    outcomes = ring.exchange({"error": problem})
     _raise_errors([(c.node, o["error"]) for c, o in zip(meeting.cards, outcomes, strict=True)])
 
 

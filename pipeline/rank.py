@@ -5,6 +5,7 @@ Everything that touches MLX happens in this one thread.  The asyncio side follow
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from concurrent.futures import Future
@@ -34,6 +35,8 @@ log = structlog.get_logger()
 
 LOAD_TIMEOUT = 24 * 3600.0
 """Seconds that the slowest node may take to fetch and load; a node that dies meanwhile closes its link."""
+
+PORTS_TIMEOUT = 30.0  # seconds; binding takes none
 
 CPU_CHUNK, GPU_CHUNK = 128, 512
 """Prompt tokens per prefill step where the configuration leaves it open."""
@@ -91,7 +94,8 @@ class Rank:
         self.placed: Future[Placement] = Future()
         self.loaded: Future[Engine | None] = Future()  # the engine on rank 0
         self.ended: Future[None] = Future()
-        for future in (self.placed, self.loaded, self.ended):
+        self._ports: Future[str] = Future()  # why this node's ports can't be opened, or ""
+        for future in (self.placed, self.loaded, self.ended, self._ports):
             future.set_running_or_notify_cancel()  # whoever waits may give up, but not cancel them
         self.load_progress = 0.0  # 0 to 1, of `activity`
         self.activity = "joining the other ranks"
@@ -106,9 +110,18 @@ class Rank:
         """Start the thread."""
         self._thread.start()
 
+    def ports_opened(self, problem: str = "") -> None:
+        """Go on after `placed`: this node's other ports are open, or `problem` says why not.
+
+        A problem ends all ranks with the same sentence.
+        """
+        if not self._ports.done():
+            self._ports.set_result(problem)
+
     def stop(self) -> None:
         """Rank 0: finish the step at hand and let the ring end.  Elsewhere: rank 0's goodbye does it."""
         self._stopping.set()
+        self.ports_opened()  # nobody opens them any more; `join` sees that it is over
         if self._engine is not None:
             self._engine.stop()
 
@@ -154,9 +167,8 @@ class Rank:
 
     def _live(self) -> None:
         ring = Ring()
-        placement = self._place(ring)
+        placement = self._join(ring)
         self.phase = Phase.LOADING
-        self.placed.set_result(placement)
         self._load(ring, placement)
         try:
             self._work(ring, placement)
@@ -164,47 +176,57 @@ class Rank:
             if self._links is not None:
                 self._links.close()
 
-    def _place(self, ring: Ring) -> Placement:
-        """Meet the other ranks, agree on the plan, connect the frame links."""
+    def _join(self, ring: Ring) -> Placement:
+        """Meet the other ranks, agree on the plan, open all ports, connect the frame links."""
+        meeting, checkpoint = self._meet(ring)
+        with contextlib.ExitStack() as stack:
+            try:
+                plan = place_layers(self.config, meeting, checkpoint.costs())
+                listener = listen(meeting.host, meeting.node.ports.communication)
+                stack.callback(listener.close)
+            except (PipelineError, ConfigError) as error:
+                problem = str(error)
+            except OSError as error:
+                problem = error.strerror or str(error)
+            else:
+                placement = Placement(meeting, checkpoint, plan)
+                self.placed.set_result(placement)
+                problem = self._ports.result(PORTS_TIMEOUT)
+            agree(ring, meeting, problem)
+            network = self.config.network
+            if ring.size > 1:
+                self._links = join(
+                    listener,
+                    ring.rank,
+                    meeting.peers,
+                    meeting.epoch,
+                    network.connect_timeout,
+                    self._stopping.is_set,
+                    KeepAlive(network.keepalive_interval, network.keepalive_probes),
+                )
+        return placement
+
+    def _meet(self, ring: Ring) -> tuple[Meeting, Checkpoint]:
         config = self.config
         node = config.node_of_rank(ring.rank, ring.size)
         memory = this_node(node.memory_share, node.memory)
-        problem: Exception | None = None
+        problem = ""
         checkpoint: Checkpoint | None = None
         try:
             checkpoint = open_checkpoint(config, self._on_progress)
         except (ModelError, ConfigError) as error:
-            problem = error
+            problem = str(error)
         card = make_card(
             node,
             memory,
             settings=_settings_digest(config),
             fingerprint=checkpoint.fingerprint if checkpoint else "",
-            error=str(problem or ""),
+            error=problem,
         )
         meeting = meet(ring, config, card)
         if checkpoint is None:
             raise EngineFault("a rank without a model was let in")
-        try:
-            plan = place_layers(config, meeting, checkpoint.costs())
-            listener = listen(meeting.host, meeting.node.ports.communication)
-        except (PipelineError, ConfigError, OSError) as error:
-            agree(ring, meeting, error)
-            raise
-        agree(ring, meeting, None)
-        if ring.size == 1:
-            listener.close()
-        else:
-            self._links = join(
-                listener,
-                ring.rank,
-                meeting.peers,
-                meeting.epoch,
-                config.network.connect_timeout,
-                self._stopping.is_set,
-                KeepAlive(config.network.keepalive_interval, config.network.keepalive_probes),
-            )
-        return Placement(meeting, checkpoint, plan)
+        return meeting, checkpoint
 
     def _load(self, ring: Ring, placement: Placement) -> None:
         layers, checkpoint = placement.layers, placement.checkpoint
