@@ -1,7 +1,7 @@
 """What mlx-lm itself generates, in one process without any of this project's engine.
 
-In a process of its own, which has the same BLAS as the ranks:  python -m tests.cluster.reference MODEL
-reads [{"prompt": [ids], "max_tokens": n}, ...] from stdin and writes [{"tokens": [...], "logprobs": [...]}, ...].
+In a process of its own, which has the same BLAS as the ranks: `python -m tests.cluster.reference MODEL`
+reads a JSON list of {prompt: [ids], max_tokens} from stdin and writes one of {tokens, logprobs}.
 """
 
 from __future__ import annotations

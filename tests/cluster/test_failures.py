@@ -24,7 +24,6 @@ from tests.cluster.harness import (
     ANSWER_DEADLINE,
     HOST,
     MODEL,
-    ROOT,
     Cluster,
     Ports,
     Spec,
@@ -91,7 +90,7 @@ DAMAGES = {
         lambda folder: (folder / "model-layer2.safetensors").unlink(), ("model-layer2.safetensors",)
     ),
     "truncated shard": Damage(_truncate, ("safetensors",)),
-    "wrong shapes": Damage(_edit(hidden_size=64), ("shape",)),
+    "wrong shapes": Damage(_edit(hidden_size=128), ("shape",)),
     "no tokenizer": Damage(
         lambda folder: [file.unlink() for file in folder.glob("token*")], ("tokenizer",)
     ),
@@ -156,7 +155,7 @@ def sharding(*ranges: tuple[int, int]) -> dict[str, Any]:
 SHARDING_MISTAKES = {
     "a gap": ([(0, 9), (11, 29)], ("sharding", "10")),
     "too many layers": ([(0, 9), (10, 30)], ("30",)),
-    "too few layers": ([(0, 9), (10, 28)], ("30",)),
+    "too few layers": ([(0, 9), (10, 28)], ("28", "29")),
     "too few nodes": ([(0, 29)], ("sharding", "n1")),
 }
 
@@ -180,18 +179,16 @@ def one_rank_differs(folder: Path, shell: str) -> tuple[str, ...]:
     [
         ("export MLXC_CLUSTER__NAME=other", ("differ", "settings")),
         ("export MLXC_NODES__N0__SPEED=2", ("differ", "settings")),
-        ("cd /", ("n1", "model")),  # the model's folder is a relative path
+        ("export MLXC_MODELS__M__SOURCE=/nowhere", ("n1", "/nowhere")),
     ],
 )
 def test_nodes_that_do_not_fit_together(
     start: Start, model: Path, tmp_path: Path, shell: str, says: tuple[str, ...]
 ) -> None:
-    relative = Path("./") / os.path.relpath(model, ROOT)
     spec = Spec(
         ranks=2,
-        models=folder_model(relative),
+        models=folder_model(model),
         command=one_rank_differs(tmp_path, shell),
-        env={"PYTHONPATH": str(ROOT)},
     )
     assert_ends(start(spec), EXIT_STARTUP, *says)
 
@@ -210,11 +207,7 @@ def test_a_stop_during_the_start_is_orderly(start: Start) -> None:
 
     def ranks() -> list[psutil.Process]:
         found = psutil.Process(process.pid).children(recursive=True)
-        return [
-            child
-            for child in found
-            if "server" in child.cmdline()[-4:] or "server" in child.cmdline()
-        ]
+        return [child for child in found if child.cmdline()[1:3] == ["-m", "server"]]
 
     wait_until(lambda: len(ranks()) == 2, "ranks started")
     cluster.pids = [rank.pid for rank in ranks()]
@@ -244,10 +237,9 @@ def test_a_killed_rank_ends_the_stream_and_the_job(
             assert victim != 0
             error = json.loads(received[-2 if received[-1] == "data: [DONE]" else -1][6:])
             assert error["error"]["type"] == "server_error"
-    assert len(received) < 500
     cluster.http.close()
-    assert cluster.wait_ended(FAILURE_DEADLINE) not in (0, EXIT_STARTUP), cluster.log
-    assert errors(cluster), cluster.log
+    assert cluster.wait_ended(FAILURE_DEADLINE) != 0
+    assert re.match(r"rank \d .*(closed the connection|was killed by SIGKILL)", errors(cluster)[0])
     assert "Traceback" not in cluster.log
     cluster.assert_nothing_left()
 

@@ -1,4 +1,4 @@
-"""Every node's ports, what /v1/cluster and the coordinator say of the ranks, and settings changed at run time."""
+"""Every node's ports, what /v1/cluster and the coordinator say of the ranks, settings changed at run time."""
 
 from __future__ import annotations
 

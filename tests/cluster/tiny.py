@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ from tests.pipeline.tiny_models import write_folder
 FAMILIES = {"llama": 2, "qwen2": 3, "qwen3_moe": 3, "gemma3_text": 2, "gpt_oss": 3, "mamba2": 2}
 """Architectures, and over how many ranks."""
 
-TYPES = {"mamba2": {"time_step_limit": [0.01, 10.0]}}
-"""What transformers, which reads config.json for the tokenizer, wants to be of another type than mlx-lm."""
+COMPLETED = {"mamba2": {"time_step_limit": [0.01, 10.0], "expand": 1}}
+"""What transformers, which reads config.json for the tokenizer, checks beyond what mlx-lm needs."""
 
 
 def make_folder(folder: Path, architecture: str) -> Path:
-    """A model of tests/pipeline/split as its publisher would have it: config, weights by layer, tokenizer."""
-    config: dict[str, Any] = CONFIGS[architecture] | TYPES.get(architecture, {})
+    """A model of tests/pipeline/split as publishers have it: config, weights by layer, tokenizer."""
+    config: dict[str, Any] = CONFIGS[architecture] | COMPLETED.get(architecture, {})
     config["max_position_embeddings"] = 1024
     weights = random_weights(Variant(architecture).build())
     write_folder(folder, config, weights)
