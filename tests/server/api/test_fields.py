@@ -16,7 +16,7 @@ from server.api.templates import RESERVED_KWARGS
 from tests.server.api.conftest import Client
 from tests.server.api.fakes import TOKENIZER, FakeEngine
 
-VOCABULARY = len(TOKENIZER)
+VOCABULARY = len(TOKENIZER.get_vocab())
 
 BOTH: list[tuple[dict[str, Any], str]] = [
     ({"model": None}, "model"),

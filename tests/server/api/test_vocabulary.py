@@ -26,7 +26,7 @@ def test_special_and_unknown_tokens() -> None:
     assert vocabulary.bytes_of(TOKENIZER.eos_token_id) == END.encode()
     name = SPECIAL[-1]  # its é is a letter, not the byte that é stands for in other tokens
     assert vocabulary.bytes_of(TOKENIZER.convert_tokens_to_ids(name)) == name.encode()
-    assert vocabulary.bytes_of(len(TOKENIZER) + 5) == b""
+    assert vocabulary.bytes_of(len(TOKENIZER.get_vocab()) + 5) == b""
 
 
 def test_readable() -> None:
