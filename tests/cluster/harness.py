@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Spec:
-    """What to start.  `nodes` is nodes.yaml's entries; None: one for each rank, by a rule of the tests."""
+    """What to start."""
 
     ranks: int = 3
     backend: str = "ring"
@@ -237,7 +237,7 @@ class Cluster:
     def body(self, prompt: Sequence[int], max_tokens: int, **fields: Any) -> dict[str, Any]:
         """A body for /v1/completions."""
         return {
-            "model": self.cluster_model,
+            "model": self.model,
             "prompt": list(prompt),
             "max_tokens": max_tokens,
             "temperature": 0,
@@ -246,7 +246,7 @@ class Cluster:
         }
 
     @cached_property
-    def cluster_model(self) -> str:
+    def model(self) -> str:
         return self.cluster()["model"]
 
     def _get(self, url: str) -> dict[str, Any]:
@@ -305,10 +305,6 @@ def folder_model(folder: Path, **more: Any) -> dict[str, Any]:
 def tokens_of(choice: Mapping[str, Any]) -> list[str]:
     """The tokens of a choice asked for with logprobs."""
     return choice["logprobs"]["tokens"]
-
-
-def with_ranks(spec: Spec, ranks: int) -> Spec:
-    return replace(spec, ranks=ranks)
 
 
 def events(response: httpx.Response) -> list[Any]:

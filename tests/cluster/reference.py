@@ -34,9 +34,12 @@ class Reference:
     folder: Path
     _known: dict[tuple[tuple[int, ...], int], Generated] = field(default_factory=dict)
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Generated]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int | Sequence[int]
+    ) -> list[Generated]:
         """The first `max_tokens` tokens after each prompt; end tokens end nothing."""
-        keys = [(tuple(prompt), max_tokens) for prompt in prompts]
+        counts = [max_tokens] * len(prompts) if isinstance(max_tokens, int) else max_tokens
+        keys = [(tuple(ids), count) for ids, count in zip(prompts, counts, strict=True)]
         missing = [key for key in keys if key not in self._known]
         if missing:
             jobs = [{"prompt": prompt, "max_tokens": count} for prompt, count in missing]

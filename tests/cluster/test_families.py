@@ -1,4 +1,4 @@
-"""Six architecture families over real ranks, with windows, experts and recurrent state, alone and in batches."""
+"""Six architecture families over real ranks: windows, experts and recurrent state, alone and in batches."""
 
 from __future__ import annotations
 

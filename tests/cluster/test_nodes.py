@@ -166,7 +166,8 @@ def test_a_dynamic_setting_takes_effect_at_once(three: Cluster, demo_model: Path
     try:
         body = three.body(ids, 200, stream=True)
         with three.http.stream("POST", "/v1/completions", json=body) as running:
-            next(running.iter_lines())
+            lines = running.iter_lines()  # kept: httpx closes the stream of a forgotten iterator
+            next(lines)
             refused = three.http.post("/v1/completions", json=three.body(ids, 4))
         assert refused.status_code == 503
         assert refused.json()["error"]["code"] == "overloaded"
