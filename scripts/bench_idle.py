@@ -23,7 +23,7 @@ from benchlib.load import warm_up
 from benchlib.options import add_setup_arguments, new_parser, parse, run, say, setup_of
 from benchlib.report import Column, new_figure, save_figure, table, write_json
 from benchlib.servers import LocalServer, role, scratch_folder
-from benchlib.stats import median
+from benchlib.stats import medians_by
 from benchlib.targets import Target
 
 COLUMNS = (
@@ -60,32 +60,18 @@ def measure(server: LocalServer, window: float) -> list[dict[str, Any]]:
     return [*rows, {"server": server.label, "process": TOTAL, "cores": sum(used)}]
 
 
-def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The median over the rounds for each process."""
-    keys = dict.fromkeys((row["server"], row["process"]) for row in rows)
-    return [
-        {
-            "server": server,
-            "process": process,
-            "cores": median(
-                row["cores"] for row in rows if (row["server"], row["process"]) == (server, process)
-            ),
-        }
-        for server, process in keys
-    ]
-
-
 def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
-    """A stacked bar for each server."""
+    """A stacked bar for each server, a colour for each kind of process."""
     figure = new_figure(1)
     axes = figure.axes[0]
-    names = list(dict.fromkeys(row["server"] for row in summary))
-    bottom = dict.fromkeys(names, 0.0)
-    for row in summary:
-        if row["process"] != TOTAL:
-            axes.bar(row["server"], row["cores"], bottom=bottom[row["server"]])
-            bottom[row["server"]] += row["cores"]
-    axes.set(title="idle, one part for each process", ylabel="CPU seconds per second")
+    bottom = dict.fromkeys((row["server"] for row in summary), 0.0)
+    for process in dict.fromkeys(row["process"] for row in summary if row["process"] != TOTAL):
+        own = [row for row in summary if row["process"] == process]
+        names, heights = [row["server"] for row in own], [row["cores"] for row in own]
+        axes.bar(names, heights, bottom=[bottom[name] for name in names], label=process)
+        for name, height in zip(names, heights, strict=True):
+            bottom[name] += height
+    axes.set(title="idle", ylabel="CPU seconds per second")
     save_figure(figure, path)
 
 
@@ -117,7 +103,7 @@ def main() -> None:
                     asyncio.run(warm_up(server))
                     say(f"round {number}  {server.label}: idle for {args.window:g} s")
                     rows += [{**row, "round": number} for row in measure(server, args.window)]
-    summary = summarize(rows)
+    summary = medians_by(rows, "server", "process")
     print(f"\nMedians of {args.rounds} round{'s' * (args.rounds > 1)}.\n")
     print(table(COLUMNS, summary))
     write_json(args, benchmark="idle", summary=summary, rounds=rows)

@@ -26,7 +26,7 @@ from benchlib.options import new_parser, parse, positive, run, say
 from benchlib.ports import free_ports
 from benchlib.report import Column, new_figure, save_figure, table, write_json
 from benchlib.servers import LOG_TAIL, ServerFailed
-from benchlib.stats import medians, percentiles
+from benchlib.stats import medians_by, percentiles
 from benchlib.targets import Setup
 
 RESULT = "link-benchmark: "  # starts the one line of rank 0 that holds the result
@@ -112,17 +112,6 @@ def _numbers(exchange: Exchange, one_way: Sequence[float]) -> dict[str, float | 
     return {**times, "mb_per_s": exchange.size / typical if moved and typical else None}
 
 
-def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians over the rounds for each hop, kind and size."""
-    keys = ("hop", "kind", "size")
-    summary = []
-    for key in dict.fromkeys(tuple(row[k] for k in keys) for row in rows):
-        own = [row for row in rows if tuple(row[k] for k in keys) == key]
-        numbers = [{k: v for k, v in row.items() if k not in (*keys, "round")} for row in own]
-        summary.append({**dict(zip(keys, key, strict=True)), **medians(numbers)})
-    return summary
-
-
 def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
     """Time and bandwidth over the size of tensors, a line for each hop."""
     figure = new_figure(2)
@@ -168,7 +157,7 @@ def main() -> None:
     for number in range(args.rounds):
         rows += [{**row, "round": number} for row in rows_of(run_job(args))]
         say(f"round {number} done")
-    summary = summarize(rows)
+    summary = medians_by(rows, "hop", "kind", "size")
     print(f"\nOne way, in microseconds; medians of {args.rounds} round{'s' * (args.rounds > 1)}.\n")
     print(table(COLUMNS, summary))
     write_json(args, benchmark="link", summary=summary, rounds=rows)

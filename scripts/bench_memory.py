@@ -30,7 +30,7 @@ from benchlib.options import add_setup_arguments, new_parser, parse, positive, r
 from benchlib.prompts import PromptMaker
 from benchlib.report import Column, new_figure, save_figure, table, write_json
 from benchlib.servers import ANSWER_DEADLINE, POLL, LocalServer, scratch_folder
-from benchlib.stats import medians, ratio
+from benchlib.stats import medians_by, ratio
 from benchlib.targets import OURS, Target
 from pipeline.checkpoint import Checkpoint
 from pipeline.plan import LayerRange
@@ -115,16 +115,6 @@ def measure(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
         return rows_of(Checkpoint.open(setup.model), idle, reports(server))
 
 
-def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Medians over the rounds for each rank."""
-    summary = []
-    for rank in dict.fromkeys(row["rank"] for row in rows):
-        own = [row for row in rows if row["rank"] == rank]
-        numbers = [{k: v for k, v in r.items() if k not in ("rank", "range")} for r in own]
-        summary.append({"rank": rank, "range": own[0]["range"], **medians(numbers)})
-    return summary
-
-
 def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
     """Bars for each rank."""
     figure = new_figure(1)
@@ -155,7 +145,7 @@ def main() -> None:
     with scratch_folder() as scratch:
         for number in range(args.rounds):
             rows += [{**row, "round": number} for row in measure(args, Path(scratch))]
-    summary = summarize([{k: v for k, v in row.items() if k != "round"} for row in rows])
+    summary = medians_by(rows, "rank", "range")
     print(f"\nIn MB of 1e6 bytes; medians of {args.rounds} round{'s' * (args.rounds > 1)}.\n")
     print(table(COLUMNS, summary))
     write_json(args, benchmark="memory", summary=summary, rounds=rows)

@@ -26,7 +26,7 @@ from benchlib.options import add_setup_arguments, new_parser, parse, positive, r
 from benchlib.prompts import PromptMaker
 from benchlib.report import Column, new_figure, save_figure, table, write_json
 from benchlib.servers import LocalServer, scratch_folder
-from benchlib.stats import medians, percentiles, ratio
+from benchlib.stats import medians_by, percentiles, ratio
 from benchlib.streams import Streams, gaps_around
 from benchlib.targets import MLX_LM, OURS, Target
 
@@ -137,18 +137,6 @@ def measure(
                 yield "arrivals", {**asyncio.run(work), "round": number}
 
 
-def summarize(rows: Sequence[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
-    """Medians over the rounds of rows that agree in `keys`."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
-    summary = []
-    for key, own in groups.items():
-        numbers = [{k: v for k, v in r.items() if k not in (*keys, "round")} for r in own]
-        summary.append({**dict(zip(keys, key, strict=True)), **medians(numbers)})
-    return summary
-
-
 def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
     """Time to first token relative to mlx_lm's of the same round and length."""
     reference = {
@@ -198,8 +186,8 @@ def main() -> None:
             for part, row in measure(args, targets, number, Path(scratch)):
                 rows[part].append(row)
     add_ratios(rows["lengths"])
-    lengths = summarize(rows["lengths"], "server", "length")
-    arrivals = summarize(rows["arrivals"], "server")
+    lengths = medians_by(rows["lengths"], "server", "length")
+    arrivals = medians_by(rows["arrivals"], "server")
     print(f"\nMedians of {args.rounds} round{'s' * (args.rounds > 1)}.\n")
     print(table(LENGTH_COLUMNS, sorted(lengths, key=lambda row: row["length"])))
     if arrivals:

@@ -30,7 +30,7 @@ from benchlib.options import add_setup_arguments, new_parser, parse, positive, r
 from benchlib.prompts import PromptMaker
 from benchlib.report import Column, new_figure, save_figure, table, write_json
 from benchlib.servers import External, LocalServer, Server, scratch_folder
-from benchlib.stats import median, medians, ratio
+from benchlib.stats import median, medians_by, ratio
 from benchlib.targets import MLX_LM, MLX_LM_PIPELINE, OURS, Target
 
 COLUMNS = (
@@ -152,26 +152,23 @@ def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
     `ratio`: output rate of the level's first server to this one's, median of the rounds.
     """
-    summary = []
-    for level in dict.fromkeys(row["level"] for row in rows):
-        of_level = [row for row in rows if row["level"] == level]
-        servers = list(dict.fromkeys(row["server"] for row in of_level))
-        runs = {name: [row for row in of_level if row["server"] == name] for name in servers}
-        for name, own in runs.items():
-            numbers = medians([{k: v for k, v in r.items() if is_number(v)} for r in own])
-            for key in ("requests", "failed", "short"):
-                numbers[key] = sum(row[key] for row in own)
-            pairs = zip(runs[servers[0]], own, strict=True)
-            factors = [ratio(a["tokens_per_s"], b["tokens_per_s"]) for a, b in pairs]
-            row = {"level": level, "server": name, **numbers, "ratio": median(factors)}
-            del row["round"]
-            summary.append(row)
+    summary = medians_by(rows, "level", "server")
+    for line in summary:
+        own = [row for row in rows if same_line(row, line)]
+        for key in ("requests", "failed", "short"):
+            line[key] = sum(row[key] for row in own)
+        first = next(other for other in summary if other["level"] == line["level"])
+        reference = [row for row in rows if same_line(row, first)]
+        line["ratio"] = median(
+            ratio(theirs["tokens_per_s"], row["tokens_per_s"])
+            for theirs, row in zip(reference, own, strict=True)
+        )
     return summary
 
 
-def is_number(value: object) -> bool:
-    """Or a number that could not be measured."""
-    return value is None or isinstance(value, (int, float))
+def same_line(row: dict[str, Any], line: dict[str, Any]) -> bool:
+    """Whether a row of one round belongs to a line of the table."""
+    return bool(row["level"] == line["level"] and row["server"] == line["server"])
 
 
 def show(summary: Sequence[dict[str, Any]], rounds: int) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
-
-Row = Mapping[str, float | None]
 
 PERCENTILES = (50, 95, 99)
 
@@ -26,9 +25,26 @@ def median(values: Iterable[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def medians(rows: Sequence[Row]) -> dict[str, float | None]:
-    """The median over `rows`, key by key.  All rows have the keys of the first."""
-    return {key: median(row[key] for row in rows) for key in rows[0]}
+def medians_by(rows: Sequence[dict[str, Any]], *keys: str) -> list[dict[str, Any]]:
+    """One row for all rows that agree in `keys`: these, and the medians of all other numbers but `round`."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return [
+        {**dict(zip(keys, key, strict=True)), **_medians(own, {*keys, "round"})}
+        for key, own in groups.items()
+    ]
+
+
+def _medians(rows: Sequence[dict[str, Any]], without: set[str]) -> dict[str, float | None]:
+    names = [name for name in rows[0] if name not in without]
+    columns = {name: [row[name] for row in rows] for name in names}
+    return {name: median(values) for name, values in columns.items() if _are_numbers(values)}
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    """Or None, where something could not be measured."""
+    return all(value is None or isinstance(value, (int, float)) for value in values)
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
