@@ -28,6 +28,8 @@ from tests.cluster.harness import (
     Ports,
     Spec,
     folder_model,
+    is_running,
+    taken,
     wait_until,
 )
 from tests.cluster.prompts import prompt
@@ -263,3 +265,28 @@ def test_a_frozen_rank_is_found_by_its_silence(start: Start, model: Path) -> Non
     assert cluster.wait_ended(FAILURE_DEADLINE) not in (0, EXIT_STARTUP), cluster.log
     assert re.search(r"\bs\b|silent|3 s", errors(cluster)[0])
     cluster.assert_nothing_left()
+
+
+def test_a_stop_tells_running_streams(start: Start, model: Path) -> None:
+    cluster = start(Spec(ranks=2, models=folder_model(model))).wait_ready()
+    assert cluster.process
+    with cluster.http.stream(
+        "POST", "/v1/completions", json=cluster.body([5], 1000, stream=True)
+    ) as stream:
+        lines = (line for line in stream.iter_lines() if line.startswith("data: "))
+        next(lines)
+        cluster.process.send_signal(signal.SIGINT)
+        told = [json.loads(line[6:]) for line in lines if line != "data: [DONE]"]
+    assert told[-1]["error"]["code"] == "not_ready"
+    assert cluster.wait_ended(FAILURE_DEADLINE) == 0, cluster.log
+    assert not errors(cluster)
+    cluster.assert_nothing_left()
+
+
+def test_ranks_do_not_outlive_a_killed_launcher(start: Start, model: Path) -> None:
+    cluster = start(Spec(ranks=2, models=folder_model(model))).wait_ready()
+    assert cluster.process
+    cluster.process.kill()
+    cluster.process.wait()
+    wait_until(lambda: not any(map(is_running, cluster.pids)), "the ranks have ended")
+    wait_until(lambda: not taken(cluster.ports.all), "the ports are free")
