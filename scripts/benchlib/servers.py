@@ -139,10 +139,10 @@ class LocalServer:
         process.send_signal(signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_DEADLINE if self._stops_by_itself else POLL)
-        _end(left, signal.SIGTERM)
-        _end(left, signal.SIGKILL)
         process.kill()
         process.wait()
+        _end(left, signal.SIGTERM)
+        _end(left, signal.SIGKILL)
         if process.stdin is not None:
             process.stdin.close()
 
@@ -193,11 +193,22 @@ def role(process: psutil.Process) -> str:
 
 
 def _end(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
-    """Send a signal to those that still run, and wait for their end."""
-    for process in processes:
+    """Send a signal to those that still run, and wait for their end up to STOP_DEADLINE."""
+    running = [process for process in processes if is_alive(process)]
+    for process in running:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-    psutil.wait_procs(processes, timeout=STOP_DEADLINE)
+    deadline = time.monotonic() + STOP_DEADLINE
+    while any(map(is_alive, running)) and time.monotonic() < deadline:
+        time.sleep(POLL)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it has not ended.  One that has ended stays listed until its parent asks for its status."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:

@@ -8,13 +8,13 @@ import threading
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from benchlib.client import Client, Outcome, Request
 from benchlib.load import Round, arrival_times, closed_loop, open_loop
 from benchlib.servers import ServerFailed
 from benchlib.streams import Streams, gaps_around
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tests.scripts.fake_api import ENOUGH, Answer, FakeApi, Handler, complete, serving
 
 MODEL = "some-model"
@@ -208,10 +208,10 @@ def endless(handler: Handler) -> None:
 
 def test_streams_run_until_they_are_left() -> None:
     async def watch(url: str) -> int:
-        async with Client(url, MODEL) as client:
-            async with Streams(client, [Request(f"prompt {i}", 9) for i in range(3)]) as streams:
-                await streams.until(lambda stream: len(stream.arrivals) >= 20)
-                return len(streams.outcomes)
+        requests = [Request(f"prompt {i}", 9) for i in range(3)]
+        async with Client(url, MODEL) as client, Streams(client, requests) as streams:
+            await streams.until(lambda stream: len(stream.arrivals) >= 20)
+            return len(streams.outcomes)
 
     with serving(endless) as server:
         assert asyncio.run(watch(server.url)) == 3
