@@ -15,7 +15,7 @@ Answer = Callable[["Handler"], None]
 
 
 class FakeApi(ThreadingHTTPServer):
-    """`answer` is called for each request.  Counts how many were open at the same time at most."""
+    """`answer` is called for each request, in a thread of its own."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -23,9 +23,7 @@ class FakeApi(ThreadingHTTPServer):
     def __init__(self, answer: Answer) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.answer = answer
-        self.lock = threading.Lock()
         self.bodies: list[dict[str, Any]] = []
-        self.open = self.most_open = 0
         self.ended = threading.Semaphore(0)  # released once for each answer that is over
 
     @property
@@ -39,17 +37,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        with self.server.lock:
-            self.server.bodies.append(self.body)
-            self.server.open += 1
-            self.server.most_open = max(self.server.most_open, self.server.open)
+        self.server.bodies.append(self.body)
         try:
             self.server.answer(self)
         except ConnectionError:
             self.close_connection = True
         finally:
-            with self.server.lock:
-                self.server.open -= 1
             self.server.ended.release()
 
     def begin(self, status: int = 200) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 
 import pytest
 from hypothesis import given
@@ -134,10 +135,30 @@ def test_nobody_listens() -> None:
 # load
 
 
-def run_load(answer: Answer, work: Callable[[Client], object]) -> tuple[Round, FakeApi]:
+class CountingClient(Client):
+    """Knows how many of its requests were under way at the same time at most."""
+
+    under_way = most = 0
+
+    async def run(
+        self,
+        request: Request,
+        due: float | None = None,
+        on_text: Callable[[Outcome], None] | None = None,
+    ) -> Outcome:
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        outcome = await super().run(request, due, on_text)
+        self.under_way -= 1
+        return outcome
+
+
+def run_load(
+    answer: Answer, work: Callable[[CountingClient], Awaitable[Round]]
+) -> tuple[Round, FakeApi]:
     async def all_of_it(url: str) -> Round:
-        async with Client(url, MODEL) as client:
-            return await work(client)  # type: ignore[no-any-return, misc]
+        async with CountingClient(url, MODEL) as client:
+            return await work(client)
 
     with serving(answer) as server:
         return asyncio.run(all_of_it(server.url)), server
@@ -151,19 +172,25 @@ def test_a_closed_loop_keeps_so_many_requests_open() -> None:
         barrier.wait(ENOUGH)
         complete(handler)
 
+    async def loop(client: CountingClient) -> Round:
+        done = await closed_loop(client, requests, 3)
+        assert client.most == 3
+        return done
+
     requests = [Request(f"prompt {i}", 2) for i in range(9)]
-    done, server = run_load(answer, lambda client: closed_loop(client, requests, 3))
+    done, server = run_load(answer, loop)
     assert [outcome.error for outcome in done.outcomes] == [None] * 9
-    assert server.most_open == 3
     assert sorted(body["prompt"] for body in server.bodies) == [r.prompt for r in requests]
 
 
 def test_an_open_loop_does_not_wait_for_answers() -> None:
-    """The first request is answered only once all others have come."""
+    """The first request is answered only once all others have come; and none comes before it is due."""
     count = 5
     all_here = threading.Barrier(count)
+    came: dict[str, float] = {}
 
     def answer(handler: Handler) -> None:
+        came[handler.body["prompt"]] = time.perf_counter()
         all_here.wait(ENOUGH)
         complete(handler)
 
@@ -173,6 +200,8 @@ def test_an_open_loop_does_not_wait_for_answers() -> None:
     started = done.outcomes[0].sent
     due = [outcome.sent - started for outcome in done.outcomes]
     assert due == pytest.approx(arrival_times(count, 200.0, seed=3))
+    for request, outcome in zip(requests, done.outcomes, strict=True):
+        assert came[request.prompt] > outcome.sent
 
 
 def test_arrivals_are_poisson_and_repeatable() -> None:
