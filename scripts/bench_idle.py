@@ -14,17 +14,18 @@ import asyncio
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchlib.load import warm_up
-from benchlib.options import add_setup_arguments, new_parser, parse, run, say, setup_of
+from benchlib.options import add_setup_arguments, new_parser, parse, run, run_rounds, say, setup_of
 from benchlib.report import Column, new_figure, save_figure, table, write_json
 from benchlib.servers import LocalServer, role, scratch_folder
 from benchlib.stats import medians_by
-from benchlib.targets import Target
+from benchlib.targets import Setup, Target
 
 COLUMNS = (
     Column("server", "server"),
@@ -58,6 +59,29 @@ def measure(server: LocalServer, window: float) -> list[dict[str, Any]]:
         for name, cores in sorted(zip(roles, used, strict=True))
     ]
     return [*rows, {"server": server.label, "process": TOTAL, "cores": sum(used)}]
+
+
+def one_round(
+    args: argparse.Namespace, setup: Setup, scratch: Path, number: int
+) -> list[dict[str, Any]]:
+    """All servers, one after the other."""
+    rows = []
+    for target in args.targets:
+        with setup.server(target, scratch) as server:
+            asyncio.run(warm_up(server))
+            say(f"round {number}  {server.label}: idle for {args.window:g} s")
+            rows += measure(server, args.window)
+    return rows
+
+
+def report(args: argparse.Namespace, rows: Sequence[dict[str, Any]], of_what: str) -> None:
+    """Show and write the results."""
+    summary = medians_by(rows, "server", "process")
+    print(f"\nIdle for {args.window:g} s; {of_what}.\n")
+    print(table(COLUMNS, summary))
+    write_json(args, benchmark="idle", summary=summary, rounds=rows)
+    if args.plot:
+        draw(summary, args.plot)
 
 
 def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
@@ -95,20 +119,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     setup = setup_of(args)
-    rows = []
     with scratch_folder() as scratch:
-        for number in range(args.rounds):
-            for target in args.targets:
-                with setup.server(target, Path(scratch)) as server:
-                    asyncio.run(warm_up(server))
-                    say(f"round {number}  {server.label}: idle for {args.window:g} s")
-                    rows += [{**row, "round": number} for row in measure(server, args.window)]
-    summary = medians_by(rows, "server", "process")
-    print(f"\nMedians of {args.rounds} round{'s' * (args.rounds > 1)}.\n")
-    print(table(COLUMNS, summary))
-    write_json(args, benchmark="idle", summary=summary, rounds=rows)
-    if args.plot:
-        draw(summary, args.plot)
+        run_rounds(
+            args.rounds, partial(one_round, args, setup, Path(scratch)), partial(report, args)
+        )
 
 
 if __name__ == "__main__":

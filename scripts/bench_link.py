@@ -16,13 +16,14 @@ import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from benchlib.hop import FLOAT_BYTES, Exchange, HopPlan, measure_all
-from benchlib.options import new_parser, parse, positive, run, say
+from benchlib.options import new_parser, parse, positive, run, run_rounds, say
 from benchlib.ports import free_ports
 from benchlib.report import Column, new_figure, save_figure, table, write_json
 from benchlib.servers import LOG_TAIL, ServerFailed
@@ -112,6 +113,22 @@ def _numbers(exchange: Exchange, one_way: Sequence[float]) -> dict[str, float | 
     return {**times, "mb_per_s": exchange.size / typical if moved and typical else None}
 
 
+def one_round(args: argparse.Namespace, number: int) -> list[dict[str, Any]]:
+    """One start of the ring."""
+    say(f"round {number}")
+    return rows_of(run_job(args))
+
+
+def report(args: argparse.Namespace, rows: Sequence[dict[str, Any]], of_what: str) -> None:
+    """Show and write the results."""
+    summary = medians_by(rows, "hop", "kind", "size")
+    print(f"\nOne way, in microseconds; {of_what}.\n")
+    print(table(COLUMNS, summary))
+    write_json(args, benchmark="link", summary=summary, rounds=rows)
+    if args.plot:
+        draw(summary, args.plot)
+
+
 def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
     """Time and bandwidth over the size of tensors, a line for each hop."""
     figure = new_figure(2)
@@ -148,21 +165,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    if args.hop:
-        hops = measure_all(msgspec.json.decode(args.hop, type=HopPlan))
-        if hops is not None:
-            print(RESULT + msgspec.json.encode(hops).decode(), flush=True)
+    if not args.hop:
+        run_rounds(args.rounds, partial(one_round, args), partial(report, args))
         return
-    rows = []
-    for number in range(args.rounds):
-        rows += [{**row, "round": number} for row in rows_of(run_job(args))]
-        say(f"round {number} done")
-    summary = medians_by(rows, "hop", "kind", "size")
-    print(f"\nOne way, in microseconds; medians of {args.rounds} round{'s' * (args.rounds > 1)}.\n")
-    print(table(COLUMNS, summary))
-    write_json(args, benchmark="link", summary=summary, rounds=rows)
-    if args.plot:
-        draw(summary, args.plot)
+    hops = measure_all(msgspec.json.decode(args.hop, type=HopPlan))
+    if hops is not None:
+        print(RESULT + msgspec.json.encode(hops).decode(), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,21 @@ import psutil
 
 from benchlib.client import Client, Request
 from benchlib.load import closed_loop
-from benchlib.options import add_setup_arguments, new_parser, parse, positive, run, say, setup_of
+from benchlib.options import (
+    add_setup_arguments,
+    new_parser,
+    parse,
+    positive,
+    run,
+    run_rounds,
+    say,
+    setup_of,
+)
 from benchlib.prompts import PromptMaker
 from benchlib.report import Column, new_figure, save_figure, table, write_json
 from benchlib.servers import ANSWER_DEADLINE, POLL, LocalServer, scratch_folder
 from benchlib.stats import medians_by, ratio
-from benchlib.targets import OURS, Target
+from benchlib.targets import OURS, Setup, Target
 from pipeline.checkpoint import Checkpoint
 from pipeline.plan import LayerRange
 
@@ -98,9 +108,10 @@ def rows_of(
     return rows
 
 
-def measure(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
+def measure(
+    args: argparse.Namespace, setup: Setup, scratch: Path, number: int
+) -> list[dict[str, Any]]:
     """One start, one load."""
-    setup = setup_of(args)
     heartbeat = f"coordinator.health_check_interval={HEARTBEAT}"
     setup = replace(setup, settings=(*setup.settings, heartbeat))
     prompts = PromptMaker.of_model(setup.model)
@@ -110,9 +121,21 @@ def measure(args: argparse.Namespace, scratch: Path) -> list[dict[str, Any]]:
     ]
     with setup.server(Target(OURS, args.ranks), scratch) as server:
         idle = reports(server)
-        say(f"{server.label}: {args.streams} streams of {args.prompt_tokens} prompt tokens")
+        say(
+            f"round {number}  {server.label}: {args.streams} streams of {args.prompt_tokens} prompt tokens"
+        )
         asyncio.run(load(server, requests))
         return rows_of(Checkpoint.open(setup.model), idle, reports(server))
+
+
+def report(args: argparse.Namespace, rows: Sequence[dict[str, Any]], of_what: str) -> None:
+    """Show and write the results."""
+    summary = medians_by(rows, "rank", "range")
+    print(f"\nIn MB of 1e6 bytes; {of_what}.\n")
+    print(table(COLUMNS, summary))
+    write_json(args, benchmark="memory", summary=summary, rounds=rows)
+    if args.plot:
+        draw(summary, args.plot)
 
 
 def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
@@ -141,16 +164,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    rows = []
+    setup = setup_of(args)
     with scratch_folder() as scratch:
-        for number in range(args.rounds):
-            rows += [{**row, "round": number} for row in measure(args, Path(scratch))]
-    summary = medians_by(rows, "rank", "range")
-    print(f"\nIn MB of 1e6 bytes; medians of {args.rounds} round{'s' * (args.rounds > 1)}.\n")
-    print(table(COLUMNS, summary))
-    write_json(args, benchmark="memory", summary=summary, rounds=rows)
-    if args.plot:
-        draw(summary, args.plot)
+        run_rounds(args.rounds, partial(measure, args, setup, Path(scratch)), partial(report, args))
 
 
 if __name__ == "__main__":

@@ -16,19 +16,31 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchlib.client import Client, Outcome, Request
 from benchlib.load import warm_up
-from benchlib.options import add_setup_arguments, new_parser, parse, positive, run, say, setup_of
+from benchlib.options import (
+    add_setup_arguments,
+    new_parser,
+    parse,
+    positive,
+    run,
+    run_rounds,
+    say,
+    setup_of,
+)
 from benchlib.prompts import PromptMaker
 from benchlib.report import Column, new_figure, save_figure, table, write_json
 from benchlib.servers import LocalServer, scratch_folder
 from benchlib.stats import medians_by, percentiles, ratio
 from benchlib.streams import Streams, gaps_around
-from benchlib.targets import MLX_LM, OURS, Target
+from benchlib.targets import MLX_LM, OURS, Setup, Target
+
+LENGTHS, ARRIVALS = "lengths", "arrivals"
 
 STREAM_PROMPT_TOKENS = 48
 STREAM_TOKENS = 2000  # more than a stream gets to make
@@ -119,22 +131,25 @@ def gap_summary(name: str, gaps: Sequence[float]) -> dict[str, float | None]:
 
 
 def measure(
-    args: argparse.Namespace, targets: Sequence[Target], number: int, scratch: Path
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """One round over all servers; gives rows with the part they belong to."""
-    setup = setup_of(args)
+    args: argparse.Namespace, setup: Setup, scratch: Path, number: int
+) -> list[dict[str, Any]]:
+    """One round over all servers; `part` of a row tells which table it belongs to."""
     prompts = PromptMaker.of_model(setup.model)
     seed = args.seed + 10_000 * number
-    most_ranks = max(targets, key=lambda target: target.ranks)
+    targets = [Target(OURS, ranks) for ranks in args.ranks]
+    targets += [] if args.no_mlx_lm else [Target(MLX_LM)]
+    with_arrival = {Target(OURS, max(args.ranks)), Target(MLX_LM)} if args.streams else set()
+    rows: list[dict[str, Any]] = []
     for target in targets:
         with setup.server(target, scratch) as server:
             say(f"round {number}  {server.label}")
             asyncio.run(warm_up(server))
-            for row in asyncio.run(by_length(server, prompts, args.lengths, seed)):
-                yield "lengths", {**row, "round": number}
-            if args.streams and (target == most_ranks or target.kind == MLX_LM):
+            found = asyncio.run(by_length(server, prompts, args.lengths, seed))
+            rows += [{"part": LENGTHS, **row} for row in found]
+            if target in with_arrival:
                 work = arrival(server, prompts, args.streams, args.arrival_tokens, seed + 1000)
-                yield "arrivals", {**asyncio.run(work), "round": number}
+                rows.append({"part": ARRIVALS, **asyncio.run(work)})
+    return rows
 
 
 def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
@@ -146,6 +161,22 @@ def add_ratios(rows: Sequence[dict[str, Any]]) -> None:
     }
     for row in rows:
         row["ratio"] = ratio(row["first_token_s"], reference.get((row["round"], row["length"])))
+
+
+def report(args: argparse.Namespace, rows: Sequence[dict[str, Any]], of_what: str) -> None:
+    """Show and write the results."""
+    by_length_rows = [row for row in rows if row["part"] == LENGTHS]
+    add_ratios(by_length_rows)
+    lengths = medians_by(by_length_rows, "server", "length")
+    arrivals = medians_by([row for row in rows if row["part"] == ARRIVALS], "server")
+    print(f"\nOne prompt on an idle server; {of_what}.\n")
+    print(table(LENGTH_COLUMNS, sorted(lengths, key=lambda row: row["length"])))
+    if arrivals:
+        print(f"\n{args.arrival_tokens} tokens arrive among {args.streams} streams; {of_what}.\n")
+        print(table(ARRIVAL_COLUMNS, arrivals))
+    write_json(args, benchmark="prefill", lengths=lengths, arrivals=arrivals, rounds=rows)
+    if args.plot:
+        draw(lengths, args.plot)
 
 
 def draw(lengths: Sequence[dict[str, Any]], path: Path) -> None:
@@ -178,24 +209,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    targets = [Target(OURS, ranks) for ranks in args.ranks]
-    targets += [] if args.no_mlx_lm else [Target(MLX_LM)]
-    rows: dict[str, list[dict[str, Any]]] = {"lengths": [], "arrivals": []}
+    setup = setup_of(args)
     with scratch_folder() as scratch:
-        for number in range(args.rounds):
-            for part, row in measure(args, targets, number, Path(scratch)):
-                rows[part].append(row)
-    add_ratios(rows["lengths"])
-    lengths = medians_by(rows["lengths"], "server", "length")
-    arrivals = medians_by(rows["arrivals"], "server")
-    print(f"\nMedians of {args.rounds} round{'s' * (args.rounds > 1)}.\n")
-    print(table(LENGTH_COLUMNS, sorted(lengths, key=lambda row: row["length"])))
-    if arrivals:
-        print(f"\n{args.arrival_tokens} tokens arrive among {args.streams} streams\n")
-        print(table(ARRIVAL_COLUMNS, arrivals))
-    write_json(args, benchmark="prefill", lengths=lengths, arrivals=arrivals, rounds=rows)
-    if args.plot:
-        draw(lengths, args.plot)
+        run_rounds(args.rounds, partial(measure, args, setup, Path(scratch)), partial(report, args))
 
 
 if __name__ == "__main__":

@@ -19,14 +19,24 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchlib.client import Client, Request
 from benchlib.load import Round, closed_loop, open_loop, warm_up
-from benchlib.options import add_setup_arguments, new_parser, parse, positive, run, say, setup_of
+from benchlib.options import (
+    add_setup_arguments,
+    new_parser,
+    parse,
+    positive,
+    run,
+    run_rounds,
+    say,
+    setup_of,
+)
 from benchlib.prompts import PromptMaker
 from benchlib.report import Column, new_figure, save_figure, table, write_json
 from benchlib.servers import External, LocalServer, Server, scratch_folder
@@ -105,7 +115,7 @@ def measure(server: Server, workload: Workload, number: int) -> Iterator[dict[st
         restart_if_broken(server)
         asyncio.run(warm_up(server, args.chat))
         done = asyncio.run(level.run(server, requests, seed, args.chat))
-        row = {"level": str(level), "server": server.label, "round": number, **done.summary()}
+        row = {"level": str(level), "server": server.label, **done.summary()}
         say(f"round {number}  {server.label}  {level}: {row['tokens_per_s']:.1f} tok/s")
         for error, count in done.errors.items():
             say(f"  {count} failed: {error}")
@@ -130,21 +140,23 @@ def targets_of(args: argparse.Namespace) -> list[Target]:
     return targets
 
 
-def all_rounds(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of all rounds; within a round the servers run one after the other."""
+def rounds_of(args: argparse.Namespace, scratch: Path) -> Callable[[int], list[dict[str, Any]]]:
+    """What makes one round; within it the servers run one after the other."""
     if args.url:
         prompts = PromptMaker.of_model(args.model) if args.model else PromptMaker()
-        server, workload = External(args.url, args.served_model), Workload(args, prompts)
-        return [row for number in range(args.rounds) for row in measure(server, workload, number)]
+        external, workload = External(args.url, args.served_model), Workload(args, prompts)
+        return lambda number: list(measure(external, workload, number))
     setup = setup_of(args)
     workload = Workload(args, PromptMaker.of_model(setup.model))
-    rows = []
-    with scratch_folder() as scratch:
-        for number in range(args.rounds):
-            for target in targets_of(args):
-                with setup.server(target, Path(scratch)) as local:
-                    rows += list(measure(local, workload, number))
-    return rows
+
+    def one_round(number: int) -> list[dict[str, Any]]:
+        rows = []
+        for target in targets_of(args):
+            with setup.server(target, scratch) as server:
+                rows += list(measure(server, workload, number))
+        return rows
+
+    return one_round
 
 
 def summarize(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -171,16 +183,20 @@ def same_line(row: dict[str, Any], line: dict[str, Any]) -> bool:
     return bool(row["level"] == line["level"] and row["server"] == line["server"])
 
 
-def show(summary: Sequence[dict[str, Any]], rounds: int) -> None:
-    """Print the table."""
+def report(args: argparse.Namespace, rows: Sequence[dict[str, Any]], of_what: str) -> None:
+    """Show and write the results."""
+    summary = summarize(rows)
     columns = list(COLUMNS)
     several = len({row["server"] for row in summary}) > 1
     if several:
         columns.append(Column("ratio", "ratio", ".2f"))
-    print(f"\nLatencies in ms; medians of {rounds} round{'s' * (rounds > 1)}.\n")
+    print(f"\nLatencies in ms; {of_what}.\n")
     print(table(columns, summary))
     if several:
         print(f"\nratio: tok/s of {summary[0]['server']} to those of this line's server")
+    write_json(args, benchmark="serving", summary=summary, rounds=rows)
+    if args.plot:
+        draw(summary, args.plot)
 
 
 def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
@@ -233,12 +249,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    rows = all_rounds(args)
-    summary = summarize(rows)
-    show(summary, args.rounds)
-    write_json(args, benchmark="serving", summary=summary, rounds=rows)
-    if args.plot:
-        draw(summary, args.plot)
+    with scratch_folder() as scratch:
+        one_round = rounds_of(args, Path(scratch))
+        run_rounds(args.rounds, one_round, partial(report, args))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -13,6 +15,8 @@ from benchlib.report import add_output_arguments, check_output
 from benchlib.servers import ServerFailed
 from benchlib.targets import Setup, demo_model
 from pipeline.errors import ModelError
+
+Row = dict[str, Any]
 
 
 def positive(text: str) -> int:
@@ -73,16 +77,42 @@ def setup_of(args: argparse.Namespace) -> Setup:
     return Setup(model, args.blas_threads, tuple(args.settings), args.quiet_launch)
 
 
+def run_rounds(
+    count: int,
+    one_round: Callable[[int], list[Row]],
+    report: Callable[[list[Row], str], None],
+) -> None:
+    """Report the rows of all rounds, with words that say how many they are.
+
+    If a round fails or is interrupted, the whole ones before it are reported first.
+    """
+    rows: list[Row] = []
+    done = 0
+    try:
+        for number in range(count):
+            rows += [{**row, "round": number} for row in one_round(number)]
+            done += 1
+    finally:
+        if done:
+            report(rows, f"medians of {done} round{'s' * (done > 1)}")
+
+
 def say(line: str) -> None:
     """Progress goes to stderr: stdout is for the results."""
     print(line, file=sys.stderr, flush=True)
 
 
 def run(main: Callable[[], None]) -> int:
-    """The exit status of a benchmark; failures that have a reason are shown without a traceback."""
+    """The exit status of a benchmark; failures that have a reason are shown without a traceback.
+
+    A request to end, as `timeout` sends it, stops the servers that were started.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         main()
     except (ServerFailed, ModelError, httpx.HTTPError, OSError) as error:
         say(f"error: {error}")
         return 1
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0

@@ -20,8 +20,10 @@ import bench_memory
 import bench_prefill
 import bench_serving
 from benchlib.hop import Exchange
+from benchlib.options import run_rounds
 from benchlib.prompts import PromptMaker
 from benchlib.report import Column, check_output, table, write_json
+from benchlib.servers import ServerFailed
 from benchlib.stats import median, medians_by, percentiles, ratio
 from benchlib.targets import Target
 from tests.scripts.fake_api import Handler, complete, serving
@@ -114,6 +116,19 @@ def test_a_file_without_a_folder_is_refused_before_the_run(tmp_path: Path) -> No
     args = argparse.Namespace(json=tmp_path / "none" / "out.json", plot=None)
     with pytest.raises(SystemExit):
         check_output(argparse.ArgumentParser(), args)
+
+
+def test_rounds_before_a_failed_one_are_reported() -> None:
+    def one_round(number: int) -> list[dict[str, Any]]:
+        if number == 2:
+            raise ServerFailed("it did not start")
+        return [{"x": 10 * number}]
+
+    reported: list[tuple[list[dict[str, Any]], str]] = []
+    with pytest.raises(ServerFailed):
+        run_rounds(5, one_round, lambda rows, of_what: reported.append((rows, of_what)))
+    rows = [{"x": 0, "round": 0}, {"x": 10, "round": 1}]
+    assert reported == [(rows, "medians of 2 rounds")]
 
 
 # each benchmark's own numbers
