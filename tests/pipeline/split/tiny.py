@@ -13,18 +13,24 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx_lm.models
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import make_prompt_cache
 
 from pipeline.split import Blueprint, Message, Stage, flatten, probe, unflatten
 
-CONFIGS: dict[str, dict[str, Any]] = json.loads(
-    Path(__file__).with_name("tiny_configs.json").read_text()
-)
+MODELS = Path(mlx_lm.models.__path__[0])
+CONFIGS: dict[str, dict[str, Any]] = {
+    name: config
+    for name, config in json.loads(
+        Path(__file__).with_name("tiny_configs.json").read_text()
+    ).items()
+    if (MODELS / f"{name}.py").exists()  # older releases of mlx-lm know fewer architectures
+}
 
 TIE_KEYS = ("tie_word_embeddings", "weight_tying")
 TIES_WITHOUT_HEAD = ("gemma3", "gemma3_text", "recurrent_gemma")  # sanitize() sees no head: tied
-CANNOT_BATCH = {
+_CANNOT_BATCH = {
     "afm7": "layers that reuse K/V take the padding for positions",
     "deepseek_v41": "its LayerCache has no merge",
     "gemma2": "adds a mask [B, 1, L, S] to scores [B, H, G, L, S]",
@@ -35,6 +41,8 @@ CANNOT_BATCH = {
     "nemotron-nas": "layers without attention leave their caches empty",
     "phi3small": "adds a mask [B, 1, L, S] to scores [B, H, G, L, S]",
 }
+
+CANNOT_BATCH = {name: why for name, why in _CANNOT_BATCH.items() if name in CONFIGS}
 
 TOKENS = mx.array([[5, 17, 3, 44, 9, 61, 2, 30, 8, 77, 21, 13]])
 STEPS = (
