@@ -102,11 +102,18 @@ class Transcript:
         if not self.stopping:
             self.failures.append(RankFailure(rank, code))
 
+    def _why_lost(self, first: RankFailure | None) -> list[str]:
+        """A rank that was killed can't say why, and what its neighbours lost by it says less."""
+        # SIGTERM is how mlx.launch ends the other ranks.
+        killed = first is not None and first.code < 0 and first.code != -signal.SIGTERM
+        if first is not None and (killed or not self.consequences):
+            return [str(first)]
+        return self.consequences[:1]
+
     def outcome(self, launch_status: int) -> Outcome:
         """The job's end, given the exit status of mlx.launch."""
         first = self.failures[0] if self.failures else None
-        reasons = self.causes or self.consequences or ([str(first)] if first else [])
-        reasons = [*reasons, *self.unresponsive]
+        reasons = [*(self.causes or self._why_lost(first)), *self.unresponsive]
         if not reasons and launch_status and not self.stopping:
             reasons.append(f"mlx.launch {_fate(launch_status)}")
         code = first.code if first else launch_status

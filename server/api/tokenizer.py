@@ -26,5 +26,5 @@ def load_tokenizer(
             eos_token_ids=config.get("eos_token_id"),
         )
     except Exception as error:  # the tokenizers library raises the base class itself
-        reason = str(error).strip().split("\n")[0]
+        reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: the tokenizer can't be loaded: {reason}") from error
