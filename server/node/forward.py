@@ -106,10 +106,14 @@ class Forwarder:
         given = dict(scope["headers"])
         has_body = b"content-length" in given or b"transfer-encoding" in given
         if has_body:
-            upload.check_announced(int(given.get(b"content-length", 0)))
+            upload.check_announced(
+                0 if b"transfer-encoding" in given else int(given.get(b"content-length", 0))
+            )
         else:
             upload.skip()
         own = {b"host", HEADER.encode()}
+        if b"transfer-encoding" in given:  # it overrides content-length (RFC 9112, 6.3)
+            own.add(b"content-length")
         headers = [header for header in end_to_end(scope["headers"]) if header[0] not in own]
         headers.append((HEADER.encode(), scope["state"]["request_id"].encode()))
         # Not through the client, which would add headers of its own, like accept-encoding.

@@ -183,6 +183,21 @@ async def test_a_chunked_upload_is_forwarded_while_it_comes() -> None:
         assert headers_of(upstream.scopes[0])[b"transfer-encoding"] == b"chunked"
 
 
+async def test_a_length_beside_chunks_does_not_count() -> None:
+    async with node() as (upstream, client, _):
+        host, port = client.base_url.host, client.base_url.port
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(
+            b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 50\r\n"
+            b"transfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n"
+        )
+        answer = await asyncio.wait_for(reader.read(), WAIT_S)
+        assert answer.startswith(b"HTTP/1.1 201 ")
+        assert upstream.body == b"ab"
+        assert b"content-length" not in headers_of(upstream.scopes[0])
+        writer.close()
+
+
 async def test_events_pass_one_by_one() -> None:
     async with node() as (upstream, client, _), client.stream("GET", "/stream") as response:
         assert response.headers["content-type"] == "text/event-stream"
