@@ -149,21 +149,24 @@ class Rank:
     def _main(self) -> None:
         try:
             self._live()
+        except (PipelineError, ConfigError, OSError) as error:
+            self._end(error)
         except Exception as error:
-            self.phase = Phase.ENDED
-            ended_by_us = self._stopping.is_set() and isinstance(error, TransportError)
-            for future in (self.placed, self.loaded):
-                if not future.done():
-                    future.set_exception(error)
-            if ended_by_us:
-                self.ended.set_result(None)
-                return
-            self.ended.set_exception(error)
-            if not isinstance(error, (PipelineError, ConfigError)):
-                raise  # a bug: let the thread's traceback be seen
+            self._end(error)
+            raise  # a bug, or MLX gave up: let the traceback be seen
         else:
-            self.phase = Phase.ENDED
+            self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        """Tell everybody who follows this rank; a link that broke because it was to stop is no error."""
+        self.phase = Phase.ENDED
+        for future in (self.placed, self.loaded):
+            if error is not None and not future.done():
+                future.set_exception(error)
+        if error is None or (self._stopping.is_set() and isinstance(error, TransportError)):
             self.ended.set_result(None)
+        else:
+            self.ended.set_exception(error)
 
     def _live(self) -> None:
         ring = Ring()
