@@ -22,7 +22,7 @@ import structlog
 from config import Settings
 from pipeline.engine import Engine
 from pipeline.rank import Phase, Placement, Rank
-from server import logs
+from server import descriptors, logs
 from server.control import Reporter, registration_of
 from server.follower import Follower
 from server.leader import Leader
@@ -77,6 +77,8 @@ class RankProcess:
 
     async def run(self) -> None:
         """Live.  Returns after an orderly stop; raises what ended the rank otherwise."""
+        descriptors.raise_limit()
+        descriptors.answer_exhaustion_calmly(asyncio.get_running_loop())
         self._watch_signals()
         self._watch_parent()
         self.rank.start()

@@ -20,6 +20,11 @@ KEEP_ALIVE_S = 75
 CLEANUP_S = 5.0
 
 
+# Connections that the kernel keeps waiting.  asyncio tries this many accepts in a row, also when no descriptor
+# is left, so it is not uvicorn's 2048.
+BACKLOG = 256
+
+
 class StartupFailed(Exception):
     """An application could not start."""
 
@@ -118,6 +123,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
+                backlog=BACKLOG,
             )
         )
         self.sockets: list[socket.socket] = []
