@@ -5,7 +5,8 @@ of two or more, they are merged into the batched caches of mlx-lm; a group of on
 are faster (no padding, no mask) and exist for architectures that can't be batched.  Every stage makes the same
 moves in the same order, because the frames say so.
 
-A finished sequence may be retained: it is by itself, takes what its tokens take, and others start from copies of it.
+A finished sequence may be retained: it is by itself, takes what its tokens take, and others start from copies
+of it.
 """
 
 from __future__ import annotations
