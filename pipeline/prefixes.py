@@ -239,7 +239,7 @@ class PrefixCache:
         self.forget(sequence)
         if not BLOCK <= len(tokens) <= self.max_tokens or not self.enabled:
             return [sequence]
-        if self.covers(tokens):
+        if self._covers(tokens):
             return [sequence]
         replaced = self._covered_by(tokens)
         for other in replaced:
@@ -249,7 +249,7 @@ class PrefixCache:
         self._tokens += len(tokens)
         return replaced + self.shrink(self.max_tokens)
 
-    def covers(self, tokens: Tokens) -> bool:
+    def _covers(self, tokens: Tokens) -> bool:
         """Whether all of `tokens` can be had from a kept sequence, which then counts as used."""
         for other, common in self._index.matches(tokens):
             if common < len(tokens):

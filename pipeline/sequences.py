@@ -43,7 +43,7 @@ class StageSequences:
         self._groups: dict[int, _Group] = {}
         self._group_of: dict[int, int] = {}  # only members of groups of two or more
         self._tokens: dict[int, int] = {}  # fed to each sequence
-        self._retained: set[int] = set()
+        self._retained: dict[int, int] = {}  # bytes of each, which no longer change
 
     def __len__(self) -> int:
         return len(self._single) + len(self._group_of)
@@ -64,8 +64,8 @@ class StageSequences:
     def nbytes(self) -> int:
         """Bytes that all caches hold, unused capacity included; what a copy still shares counts for each."""
         batched = [group.caches for group in self._groups.values() if group.caches is not None]
-        leaves = tree_flatten([states(caches) for caches in [*self._single.values(), *batched]])
-        return sum(leaf.nbytes for _, leaf in leaves if isinstance(leaf, mx.array))
+        single = [caches for s, caches in self._single.items() if s not in self._retained]
+        return sum(self._retained.values()) + sum(map(_nbytes, [*single, *batched]))
 
     def admit(self, sequence: int, source: int | None = None, length: int = 0) -> None:
         """Caches for a sequence: empty ones, or copies of the first `length` tokens of `source`."""
@@ -111,7 +111,7 @@ class StageSequences:
         for sequence in sequences:
             compact(self._single[sequence])
             mx.async_eval(states(self._single[sequence]))  # type: ignore[no-untyped-call]
-        self._retained.update(sequences)
+            self._retained[sequence] = _nbytes(self._single[sequence])
 
     def release(self, sequence: int) -> None:
         """Drop the caches of a sequence."""
@@ -122,7 +122,7 @@ class StageSequences:
         else:
             raise FrameError(f"sequence {sequence} is released but not held")
         del self._tokens[sequence]
-        self._retained.discard(sequence)
+        self._retained.pop(sequence, None)
 
     def single(self, sequence: int) -> Caches:
         """The caches of a sequence that is in no batch, for its prefill."""
@@ -197,6 +197,11 @@ class StageSequences:
                 cache.filter(staying)
         else:
             group.caches = None
+
+
+def _nbytes(caches: Caches) -> int:
+    leaves = tree_flatten(states(caches))
+    return sum(leaf.nbytes for _, leaf in leaves if isinstance(leaf, mx.array))
 
 
 def states(caches: Caches) -> list[Any]:
