@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.models.cache import KVCache, make_prompt_cache
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from pipeline.errors import FrameError
 from pipeline.sequences import StageSequences, states
@@ -160,6 +160,10 @@ def test_a_retained_sequence_takes_what_its_tokens_take() -> None:
     assert (len(stage.held), stage.held.live) == (3, 0)
     stage.admit(3, 0, 1)
     assert stage.held.nbytes == (61 + 6 + 6 + 1) * entry
+    stage.prefill(3, words(r, 8))  # in arrays that have room for more
+    assert stage.held.nbytes > (61 + 6 + 6 + 9) * entry
+    stage.held.retain([3])
+    assert stage.held.nbytes == (61 + 6 + 6 + 9) * entry
 
 
 def test_the_members_that_stay_are_not_disturbed() -> None:
@@ -185,6 +189,18 @@ def test_arrays_of_a_copy_are_its_own_where_it_writes() -> None:
     source.update_and_fetch(mx.full((1, 1, 1, 2), 7.0), mx.full((1, 1, 1, 2), 7.0))
     rows = [cache.keys[0, 0, : cache.offset, 0].tolist() for cache in (source, whole, part)]
     assert rows == [[1, 1, 1, 1, 1, 7], [1, 1, 1, 1, 1, 0], [1, 1, 0]]
+
+
+def test_a_window_that_was_cut_is_as_one_that_never_had_more() -> None:
+    source = RotatingKVCache(max_size=8)
+    for _ in range(6):
+        source.update_and_fetch(mx.ones((1, 1, 1, 2)), mx.ones((1, 1, 1, 2)))
+    (copied,) = fork([source], 4)
+    assert (copied.offset, copied._idx, copied.size(), copied.keys.shape[2]) == (2, 2, 2, 2)
+    for _ in range(2):
+        source.update_and_fetch(mx.ones((1, 1, 1, 2)), mx.ones((1, 1, 1, 2)))
+    with pytest.raises(ValueError, match="can't be cut"):
+        fork([source], 1)
 
 
 def test_what_was_never_filled_is_copied_and_compacted() -> None:
