@@ -13,7 +13,7 @@ from config.keys import Path, closest, format_key
 from config.models import LayerRange, ModelConfig, Shard, is_source, unlisted_model
 from config.nodes import NodeConfig, node_by_rule
 from config.section import DYNAMIC, Section
-from config.values import Auto, Count, Name, Port, Seconds, Share, Size, Text
+from config.values import Auto, Count, Index, Name, Port, Seconds, Share, Size, Text
 
 Named = TypeVar("Named", NodeConfig, ModelConfig)
 
@@ -94,6 +94,11 @@ class SchedulerConfig(Section):
     kv_memory_share: Share = Field(
         default=0.8,
         description="Share (0..1] that KV caches may take of the node's usable memory left by weights.",
+    )
+    prefix_cache_tokens: Auto[Index] = Field(
+        default=None,
+        description="Tokens of finished sequences whose caches are kept for later prompts; "
+        "auto: half of the tokens that fit; 0: no prefix cache.",
     )
 
 

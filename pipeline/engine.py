@@ -20,8 +20,10 @@ import structlog
 from pipeline.errors import EngineFault, EngineStopped, FrameError, LinkTimeout, RequestRejected
 from pipeline.frames import Admission, Decode, Prefill, Result, Step
 from pipeline.link import Connection, Links
-from pipeline.request import FinishReason, GenerationRequest, TokenEvent
-from pipeline.scheduler import DecodeBatch, Scheduler, StepPlan
+from pipeline.prefixes import PrefixStats
+from pipeline.request import FinishReason, GenerationRequest, SamplingParams, TokenEvent
+from pipeline.scheduler import Scheduler
+from pipeline.steps import Admitted, DecodeBatch, StepPlan
 from pipeline.worker import Worker
 
 log = structlog.get_logger()
@@ -38,8 +40,14 @@ class _Running:
     loop: asyncio.AbstractEventLoop
     queue: asyncio.Queue[Outcome]
     emitted: int = 0  # tokens delivered, those before a resume included
-    next_token: int = 0  # fed by the next decode step
-    tokens: tuple[int, ...] = field(default=())  # what is prefilled
+    tokens: tuple[int, ...] = ()  # what is prefilled
+    made: list[int] = field(default_factory=list)  # since it was submitted
+    cached: int = 0  # tokens of the prompt that were not prefilled
+
+    @property
+    def next_token(self) -> int:
+        """What the next decode step feeds."""
+        return self.made[-1] if self.made else self.tokens[-1]
 
     @property
     def to_make(self) -> int:
@@ -59,7 +67,8 @@ class EngineStats:
     last_step_age: float | None  # seconds; None before the first step
     busy: float  # seconds since there last was nothing to do
     generated_tokens: int
-    prompt_tokens: int
+    prompt_tokens: int  # prefilled
+    prefixes: PrefixStats
 
 
 class Engine:
@@ -77,7 +86,6 @@ class Engine:
         self._awake.setblocking(False)
         self._wakeup.setblocking(False)
         self._requests: dict[int, _Running] = {}
-        self._next_sequence = 0
         self._stopping = False
         self._closed: Exception | None = None  # what every later request is told
         self._last_progress = time.monotonic()
@@ -124,6 +132,7 @@ class Engine:
             busy=0.0 if self._busy_since is None else time.monotonic() - self._busy_since,
             generated_tokens=self._generated,
             prompt_tokens=self._prompted,
+            prefixes=scheduler.prefixes.stats,
         )
 
     def configure(self, change: Callable[[Scheduler], None]) -> None:
@@ -178,17 +187,22 @@ class Engine:
     def _step(self, plan: StepPlan) -> Step:
         return Step(
             plan.id,
-            plan.released,
-            tuple(self._admission(sequence) for sequence in plan.admitted),
-            self._work(plan),
+            admitted=tuple(self._admission(admitted) for admitted in plan.admitted),
+            retained=plan.retained,
+            released=plan.released,
+            work=self._work(plan),
         )
 
-    def _admission(self, sequence: int) -> Admission:
-        request = self._requests[sequence].request
+    def _admission(self, admitted: Admitted) -> Admission:
+        sequence, source, length = admitted.sequence, admitted.source, admitted.length
+        running = self._requests.get(sequence)
+        if running is None:  # a snapshot
+            return Admission(sequence, SamplingParams(), source=source, length=length)
+        request = running.request
+        running.cached = min(length, len(request.prompt))
         needs_prompt = request.params.repetition_penalty != 1.0
-        return Admission(
-            sequence, request.params, request.prompt if needs_prompt else (), request.emitted
-        )
+        prompt = request.prompt if needs_prompt else ()
+        return Admission(sequence, request.params, prompt, request.emitted, source, length)
 
     def _work(self, plan: StepPlan) -> Prefill | Decode | None:
         work = plan.work
@@ -218,11 +232,11 @@ class Engine:
         ):
             request = self._requests.get(sequence)
             if request is not None:  # not cancelled meanwhile
+                cached = 0 if request.made else request.cached
                 request.emitted += 1
-                request.next_token = token
-                self._deliver(
-                    request, TokenEvent(token, self._finish_reason(request, token), entry)
-                )
+                request.made.append(token)
+                finish = self._finish_reason(request, token)
+                self._deliver(request, TokenEvent(token, finish, entry, cached))
         self._flush_outbox()
 
     def _finish_reason(self, request: _Running, token: int) -> FinishReason | None:
@@ -301,14 +315,13 @@ class Engine:
     ) -> _Running:
         tokens = request.prompt + request.emitted
         running = _Running(
-            self._next_sequence, request, loop, queue, len(request.emitted), tokens[-1], tokens
+            self._scheduler.take_id(), request, loop, queue, len(request.emitted), tokens
         )
-        self._next_sequence += 1
         if self._closed is not None:
             self._post(running, self._closed)
             return running
         try:
-            self._scheduler.add(running.sequence, len(tokens), running.to_make)
+            self._scheduler.add(running.sequence, len(tokens), running.to_make, tokens)
         except RequestRejected as error:
             self._post(running, error)
         else:
@@ -324,7 +337,7 @@ class Engine:
 
     def _forget(self, request: _Running) -> None:
         del self._requests[request.sequence]
-        self._scheduler.finish(request.sequence)
+        self._scheduler.finish(request.sequence, request.tokens + tuple(request.made))
         if not self._requests:
             self._busy_since = None
 

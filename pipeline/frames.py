@@ -23,7 +23,7 @@ from pipeline.errors import FrameError
 from pipeline.request import Count, SamplingParams, TokenId, TokenLogprobs
 from pipeline.split import TensorSpec
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_FRAME_BYTES = 64 << 20
 """A frame holds at most one prompt, 5 bytes a token: this is room for millions of tokens."""
 
@@ -53,12 +53,17 @@ class Welcome(Record, frozen=True, tag="welcome", tag_field="type"):
 
 
 class Admission(Record, frozen=True):
-    """A sequence travels whole once; later frames name it by its id only."""
+    """A sequence travels whole once; later frames name it by its id only.
+
+    It gets empty caches, or copies of the first `length` tokens of another sequence's.
+    """
 
     sequence: SequenceId
     params: SamplingParams
     prompt: tuple[TokenId, ...] = ()  # only where the sampler needs it (repetition penalty)
     emitted: tuple[TokenId, ...] = ()  # tokens delivered before a resume
+    source: SequenceId | None = None
+    length: Count = 0
 
 
 class Prefill(Record, frozen=True, tag="prefill", tag_field="type"):
@@ -81,11 +86,17 @@ class Decode(Record, frozen=True, tag="decode", tag_field="type"):
 
 
 class Step(Record, frozen=True, tag="step", tag_field="type"):
-    """One unit of work for every stage: first the releases, then the admissions, then the forward pass."""
+    """One unit of work for every stage.
+
+    First the admissions, then the ends, so that a sequence can start from one that goes, then the forward pass.
+    """
 
     id: Count
     released: tuple[SequenceId, ...] = ()
     admitted: tuple[Admission, ...] = ()
+    retained: tuple[
+        SequenceId, ...
+    ] = ()  # finished; their caches stay to be copied, until released
     work: Prefill | Decode | None = None
     loop: Count = (
         0  # which time the hidden state goes round; 0 unless the model loops over its layers
@@ -167,6 +178,12 @@ def decode(body: bytes | bytearray | memoryview) -> Frame:
 
 def _check_step(step: Step) -> None:
     work = step.work
+    for admission in step.admitted:
+        if (admission.source is None) != (admission.length == 0):
+            raise FrameError(
+                f"step {step.id}: sequence {admission.sequence} is to have {admission.length}"
+                f" tokens of {admission.source}"
+            )
     if isinstance(work, Decode):
         if len(work.sequences) != len(work.tokens):
             raise FrameError(

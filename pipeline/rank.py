@@ -29,6 +29,7 @@ from pipeline.plan.resources import this_node
 from pipeline.ring import Ring
 from pipeline.sampler import Sampler
 from pipeline.scheduler import Limits, Scheduler
+from pipeline.split import cut_limit
 from pipeline.worker import Worker
 
 log = structlog.get_logger()
@@ -40,6 +41,12 @@ PORTS_TIMEOUT = 30.0  # seconds; binding takes none
 
 CPU_CHUNK, GPU_CHUNK = 128, 512
 """Prompt tokens per prefill step where the configuration leaves it open."""
+
+DEFAULT_PREFIX_TOKENS = 1 << 16
+"""Tokens of finished sequences that are kept where nobody knows what a token takes."""
+
+PREFIXES, STATEFUL_PREFIXES = 1024, 16
+"""Finished sequences that are kept; few where each has a state whose size is not in its tokens."""
 
 
 class Phase(Enum):
@@ -284,6 +291,7 @@ class Rank:
     def _limits(self, placement: Placement, kv_tokens: int | None) -> Limits:
         scheduler, gateway = self.config.scheduler, self.config.api_gateway
         blueprint = placement.checkpoint.blueprint()
+        limit = cut_limit(blueprint.caches)
         chunk = scheduler.prefill_chunk_tokens
         if chunk is None:
             chunk = GPU_CHUNK if mx.default_device() == mx.Device(mx.gpu) else CPU_CHUNK
@@ -297,7 +305,16 @@ class Rank:
             kv_tokens=kv_tokens,
             groups=scheduler.groups,
             loops=blueprint.passes,
+            prefix_tokens=self._prefix_tokens(kv_tokens),
+            prefix_sequences=STATEFUL_PREFIXES if limit == 0 else PREFIXES,
+            cut_limit=limit,
         )
+
+    def _prefix_tokens(self, kv_tokens: int | None) -> int:
+        configured = self.config.scheduler.prefix_cache_tokens
+        if configured is not None:
+            return configured
+        return DEFAULT_PREFIX_TOKENS if kv_tokens is None else kv_tokens // 2
 
     def _on_progress(self, what: str, done: int, total: int) -> None:
         self.activity = what

@@ -65,6 +65,7 @@ class TokenEvent(msgspec.Struct, frozen=True):
     token: int
     finish: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
+    cached: int = 0  # on the first one: prompt tokens that were not prefilled
 
 
 class Generator(Protocol):

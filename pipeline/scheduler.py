@@ -3,16 +3,23 @@
 Continuous batching with micro-batches: sequences join and leave between steps; decoding sequences live in
 groups, each group has at most one step in flight, and several groups fill the stages one behind the other.
 A prompt is cut into chunks which follow each other through the stages without waiting; chunks and decode steps
-take turns, so that a long prompt delays running streams by a bounded number of chunks.
+take turns, so that a long prompt delays running streams by a bounded number of chunks.  A finished sequence
+stays on the stages as long as there is room: a prompt that begins like it, or like one that still runs, starts
+from a copy.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from pipeline.errors import ContextTooLong, QueueFull
+from pipeline.groups import Groups
 from pipeline.pacing import Pacing
+from pipeline.prefixes import BLOCK, Prefix, PrefixCache
+from pipeline.steps import Admitted, DecodeBatch, PrefillChunk, StepPlan
+
+__all__ = ["Admitted", "DecodeBatch", "Limits", "PrefillChunk", "Scheduler", "StepPlan"]
 
 
 @dataclass(frozen=True)
@@ -26,11 +33,16 @@ class Limits:
     prefill_chunk: int  # tokens
     context: int | None = None  # prompt + output of one sequence; None: the model does not say
     kv_tokens: int | None = (
-        None  # all running sequences together, on the tightest stage; None: no limit
+        None  # running and kept sequences together, on the tightest stage; None: no limit
     )
     max_prefilling: int = 4  # prompts that take turns, so that a short one overtakes a long one
     groups: int | None = None  # fixed number of micro-batches; None: as Pacing measures
     loops: int = 1  # times the hidden state goes round; such models can't have two steps in flight
+    prefix_tokens: int = (
+        0  # of finished sequences that are kept for later prompts; 0: no prefix cache
+    )
+    prefix_sequences: int = 1024  # of them
+    cut_limit: int | None = None  # tokens up to which caches can be cut; None: at any length
 
     @property
     def window(self) -> int:
@@ -45,7 +57,11 @@ class Sequence:
     id: int
     prompt: int  # tokens, at least 1
     max_tokens: int
-    prefilled: int = 0  # tokens of the prompt that were handed out in chunks
+    tokens: tuple[int, ...] = ()  # the prompt, if it may share prefixes
+    prefilled: int = 0  # tokens of the prompt that were copied, or handed out in chunks
+    decoded: int = 0  # steps handed out
+    placed: bool = False  # the stages have been told of it
+    awaits: Prefix | None = None  # that another sequence prefills
 
     @property
     def to_prefill(self) -> int:
@@ -53,63 +69,14 @@ class Sequence:
         return self.prompt - 1 - self.prefilled
 
     @property
+    def held(self) -> int:
+        """Tokens in its caches once the stages have applied all steps handed out."""
+        return self.prefilled + self.decoded
+
+    @property
     def kv_tokens(self) -> int:
         """Cache entries that it can come to need."""
         return self.prompt + self.max_tokens
-
-
-@dataclass(frozen=True)
-class PrefillChunk:
-    """Tokens [start, end) of the prompt of one sequence."""
-
-    sequence: int
-    start: int
-    end: int
-
-
-@dataclass(frozen=True)
-class DecodeBatch:
-    """One token for each of `sequences`, in this order."""
-
-    group: int
-    sequences: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """What every stage does next; see pipeline.frames.Step."""
-
-    id: int
-    released: tuple[int, ...] = ()
-    admitted: tuple[int, ...] = ()
-    work: PrefillChunk | DecodeBatch | None = None
-
-
-@dataclass
-class Group:
-    """A micro-batch.  `members` is the order on the stages, newcomers at the end.
-
-    A member that came from another group stays at least until its first step here: the stages move it with that
-    step, and keep its place in the old group until then.
-    """
-
-    id: int
-    members: list[int] = field(default_factory=list)
-    moved_in: set[int] = field(default_factory=set)  # members whose caches are in another group
-    in_flight: int | None = None  # step id
-
-    @property
-    def movable(self) -> list[int]:
-        """Members that another group may take over: their next tokens and their places are known."""
-        if self.in_flight is not None:
-            return []
-        return [sequence for sequence in self.members if sequence not in self.moved_in]
-
-    def take(self, sequence: int, source: Group) -> None:
-        """Take a movable member over from another group."""
-        source.members.remove(sequence)
-        self.members.append(sequence)
-        self.moved_in.add(sequence)
 
 
 class Scheduler:
@@ -118,14 +85,18 @@ class Scheduler:
     def __init__(self, limits: Limits, pacing: Pacing | None = None) -> None:
         self.limits = limits
         self.pacing = pacing or Pacing(limits.stages)
+        self.prefixes = PrefixCache(limits.prefix_tokens, limits.prefix_sequences, limits.cut_limit)
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         self._prefilling: deque[Sequence] = deque()  # in turn
-        self._groups: dict[int, Group] = {}
+        self._followers: list[Sequence] = []  # admitted, but better off waiting for a prefix
+        self._due: list[Sequence] = []  # to be copied before their first decode step
+        self._groups = Groups(self._wanted_groups)
+        self._admitted: list[Admitted] = []
+        self._retained: list[int] = []
         self._released: list[int] = []
-        self._admitted: list[int] = []
         self._in_flight: dict[int, StepPlan] = {}
-        self._next_step = 0
+        self._next_step = self._next_id = 0
         self._decodes_since_prefill = 0
 
     @property
@@ -135,13 +106,13 @@ class Scheduler:
 
     @property
     def running(self) -> int:
-        """Sequences with caches."""
+        """Sequences with caches or room for them; not those that have finished."""
         return len(self._running)
 
     @property
     def groups(self) -> tuple[tuple[int, ...], ...]:
         """Members of each micro-batch, for display; other threads may ask."""
-        return tuple(tuple(group.members) for group in list(self._groups.values()))
+        return self._groups.members
 
     @property
     def in_flight(self) -> int:
@@ -150,8 +121,9 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Nothing runs, waits, is in flight or is to be released."""
-        return not (self._waiting or self._running or self._released or self._in_flight)
+        """Nothing runs, waits or is in flight, and the stages know of every end."""
+        ended = self._released or self._retained
+        return not (self._waiting or self._running or ended or self._in_flight)
 
     def reconfigure(
         self, max_requests: int, max_group: int, prefill_chunk: int | None = None
@@ -167,8 +139,15 @@ class Scheduler:
 
     # events
 
-    def add(self, sequence: int, prompt: int, max_tokens: int) -> None:
-        """Queue a sequence with `prompt` tokens.
+    def take_id(self) -> int:
+        """An id for a sequence; the scheduler makes sequences of its own for snapshots."""
+        self._next_id += 1
+        return self._next_id - 1
+
+    def add(
+        self, sequence: int, prompt: int, max_tokens: int, tokens: tuple[int, ...] = ()
+    ) -> None:
+        """Queue a sequence with `prompt` tokens; with these tokens, where they are to be compared with others'.
 
         Raises QueueFull, or ContextTooLong if it could never run.
         """
@@ -179,25 +158,38 @@ class Scheduler:
                 raise ContextTooLong(asked, limit)
         if len(self._waiting) + len(self._running) >= limits.max_requests:
             raise QueueFull(f"{limits.max_requests} requests are running or waiting")
-        self._waiting.append(Sequence(sequence, prompt, max_tokens))
+        self._waiting.append(Sequence(sequence, prompt, max_tokens, tokens))
 
-    def finish(self, sequence: int) -> None:
-        """The sequence has ended or was cancelled: its caches go with the next step.
+    def finish(self, sequence: int, tokens: tuple[int, ...] = ()) -> None:
+        """The sequence has ended or was cancelled: with the next step its caches are kept, or go.
 
-        Unknown ids are ignored: a cancellation may come after the last token.
+        `tokens`: prompt and output; without them nothing is kept.  Unknown ids are ignored: a cancellation may
+        come after the last token.
         """
-        if self._running.pop(sequence, None) is None:
+        ended = self._running.pop(sequence, None)
+        if ended is None:
             self._waiting = deque(s for s in self._waiting if s.id != sequence)
             return
         self._prefilling = deque(s for s in self._prefilling if s.id != sequence)
-        for group in self._groups.values():
-            if sequence in group.members:
-                group.members.remove(sequence)
-                group.moved_in.discard(sequence)
-        if sequence in self._admitted:
-            self._admitted.remove(sequence)  # the stages have not heard of it
-        else:
-            self._released.append(sequence)
+        self._followers = [s for s in self._followers if s.id != sequence]
+        self._due = [s for s in self._due if s.id != sequence]
+        self._groups.leave(sequence)
+        if ended.placed:
+            dropped = self.prefixes.keep(sequence, tokens[: ended.held])
+            if sequence not in dropped:
+                self._retained.append(sequence)
+            self._release(dropped)
+        else:  # the stages have not heard of it
+            self.prefixes.forget(sequence)
+            self._admitted = [a for a in self._admitted if a.sequence != sequence]
+
+    def drop_prefixes(self, tokens: int = 0) -> None:
+        """Release kept sequences, least recently used first, until at most `tokens` of them are left."""
+        self._release(self.prefixes.shrink(tokens))
+
+    def _release(self, sequences: list[int]) -> None:
+        self._retained = [s for s in self._retained if s not in sequences]
+        self._released.extend(sequences)
 
     def absorb(self, step: int, seconds: tuple[float, ...] = ()) -> StepPlan:
         """Step `step` has left the last stage; `seconds` of compute per stage.  Returns what it was.
@@ -206,10 +198,10 @@ class Scheduler:
         """
         plan = self._in_flight.pop(step)
         if isinstance(plan.work, DecodeBatch):
-            self._groups[plan.work.group].in_flight = None
+            self._groups.land(plan.work.group)
             if seconds:
                 self.pacing.observe(len(plan.work.sequences), seconds)
-            self._rebalance()
+            self._groups.rebalance()
         return plan
 
     # choice
@@ -219,48 +211,126 @@ class Scheduler:
         if len(self._in_flight) >= self.limits.window:
             return None
         self._admit()
+        due, self._due = self._due, []
         work = self._choose_work()
-        if work is None and not self._released:
+        if work is None and not (self._released or self._retained):
+            self._due = due
             return None
-        plan = StepPlan(self._next_step, tuple(self._released), tuple(self._admitted), work)
-        self._released.clear()
+        for sequence in due:
+            self._take_snapshot(sequence)
+        plan = StepPlan(
+            self._next_step,
+            tuple(self._admitted),
+            tuple(self._retained),
+            tuple(self._released),
+            work,
+        )
+        self._hand_out(plan)
+        return plan
+
+    def _hand_out(self, plan: StepPlan) -> None:
         self._admitted.clear()
+        self._retained.clear()
+        self._released.clear()
         self._in_flight[plan.id] = plan
         self._next_step += 1
-        return plan
+        for admitted in plan.admitted:
+            if admitted.sequence in self._running:
+                self._running[admitted.sequence].placed = True
+                self.prefixes.grow(admitted.sequence, admitted.length)
+        fed = plan.work.sequences if isinstance(plan.work, DecodeBatch) else ()
+        for sequence in fed:
+            self._running[sequence].decoded += 1
+        for sequence in (plan.work.sequence,) if isinstance(plan.work, PrefillChunk) else fed:
+            self.prefixes.grow(sequence, self._running[sequence].held)
+
+    # admission
 
     def _admit(self) -> None:
         """First come, first served: a large request is not overtaken for ever by small ones."""
         limits = self.limits
-        used = sum(s.kv_tokens for s in self._running.values())
+        for follower in list(self._followers):
+            self._reconsider(follower)
+        used = self._kv_tokens
         while self._waiting and len(self._running) < limits.max_running:
             head = self._waiting[0]
             if limits.kv_tokens is not None and used + head.kv_tokens > limits.kv_tokens:
-                return
+                break
             if head.to_prefill and len(self._prefilling) >= limits.max_prefilling:
-                return
+                break
             self._waiting.popleft()
             used += head.kv_tokens
             self._running[head.id] = head
-            self._admitted.append(head.id)
-            if head.to_prefill:
-                self._prefilling.append(head)
-            else:
-                self._join(head.id)
+            self._start(head)
+        if limits.kv_tokens is not None:
+            # What a sequence of this very step starts from may go as well: stages copy before they release.
+            self.drop_prefixes(limits.kv_tokens - used)
+
+    @property
+    def _kv_tokens(self) -> int:
+        return sum(s.kv_tokens for s in self._running.values())
+
+    def _start(self, sequence: Sequence) -> None:
+        """From the longest prefix there is, or later, if an older sequence is about to prefill a longer one.
+
+        Waiting costs nothing: the other one does the same work, and has started.
+        """
+        content = sequence.tokens[:-1]
+        found = self.prefixes.find(content)
+        promised = self.prefixes.find_promised(sequence.id, content)
+        self.prefixes.begin(sequence.id, content)
+        length = found.length if found else 0
+        if promised is not None and promised.length >= length + BLOCK:
+            sequence.awaits = promised
+            self._followers.append(sequence)
+            return
+        if len(content) >= BLOCK:
+            self.prefixes.use(found)
+        sequence.prefilled = length
+        self._admitted.append(Admitted(sequence.id, found.sequence if found else None, length))
+        if sequence.to_prefill:
+            self._prefilling.append(sequence)
+        else:
+            self._groups.join(sequence.id)
+
+    def _reconsider(self, follower: Sequence) -> None:
+        """Start one that need not wait any longer: the prefix is there, or who was to make it has ended."""
+        full = len(self._prefilling) >= self.limits.max_prefilling
+        if full or (follower.awaits is not None and self.prefixes.pending(follower.awaits)):
+            return
+        self._followers.remove(follower)
+        self._start(follower)
+
+    def _take_snapshot(self, sequence: Sequence) -> None:
+        """Keep a copy of what the prompt left, where it can't be cut out of what decoding will make of it."""
+        content = sequence.tokens[:-1]
+        limit = self.limits.kv_tokens
+        room = None if limit is None else limit - self._kv_tokens - len(content)
+        if room is not None and room < 0:
+            return
+        snapshot = self.take_id()
+        dropped = self.prefixes.keep(snapshot, content)
+        if snapshot in dropped:
+            return
+        self._admitted.append(Admitted(snapshot, sequence.id, len(content)))
+        self._retained.append(snapshot)
+        self._release(dropped)
+        if room is not None:
+            self.drop_prefixes(room + len(content))
+
+    # choice of work
 
     def _choose_work(self) -> PrefillChunk | DecodeBatch | None:
-        ready = self._ready_group()
+        ready = self._groups.ready()
         if self._may_prefill() and (
-            ready is None or self._decodes_since_prefill >= self._active_groups
+            ready is None or self._decodes_since_prefill >= self._groups.active
         ):
             self._decodes_since_prefill = 0
             return self._next_chunk()
         if ready is None:
             return None
         self._decodes_since_prefill += 1
-        self._groups[ready.id] = self._groups.pop(ready.id)  # to the end of the turn
-        ready.in_flight = self._next_step
-        ready.moved_in.clear()
+        self._groups.send(ready, self._next_step)
         return DecodeBatch(ready.id, tuple(ready.members))
 
     def _may_prefill(self) -> bool:
@@ -268,7 +338,7 @@ class Scheduler:
         if not self._prefilling:
             return False
         chunks = sum(isinstance(p.work, PrefillChunk) for p in self._in_flight.values())
-        return self._active_groups == 0 or chunks < self.limits.stages
+        return self._groups.active == 0 or chunks < self.limits.stages
 
     def _next_chunk(self) -> PrefillChunk:
         sequence = self._prefilling.popleft()
@@ -277,21 +347,15 @@ class Scheduler:
         if sequence.to_prefill:
             self._prefilling.append(sequence)
         else:
-            self._join(sequence.id)
+            self._groups.join(sequence.id)
+            if self._outgrows_cutting(sequence):
+                self._due.append(sequence)
         return PrefillChunk(sequence.id, start, sequence.prefilled)
 
-    @property
-    def _active_groups(self) -> int:
-        return sum(bool(group.members) for group in self._groups.values())
-
-    def _ready_group(self) -> Group | None:
-        """The group that has waited longest: steps go out in turn, so the first idle one of the dict order."""
-        for group in self._groups.values():
-            if group.members and group.in_flight is None:
-                return group
-        return None
-
-    # groups
+    def _outgrows_cutting(self, sequence: Sequence) -> bool:
+        """Whether its prompt can't be had from what it may end as."""
+        limit = self.limits.cut_limit
+        return limit is not None and sequence.kv_tokens - 1 > limit
 
     def _wanted_groups(self, sequences: int) -> int:
         fewest = -(-sequences // self.limits.max_group)
@@ -303,76 +367,16 @@ class Scheduler:
             return max(fewest, min(self.limits.groups, sequences))
         return max(fewest, self.pacing.groups(sequences))
 
-    def _join(self, sequence: int) -> None:
-        """Put a sequence that is ready to decode to the smallest group, or an empty one if more are wanted."""
-        active = [group for group in self._groups.values() if group.members]
-        decoding = sum(len(group.members) for group in active) + 1
-        more = len(active) < self._wanted_groups(decoding)
-        group = self._empty_group() if more else _smallest(active)
-        group.members.append(sequence)
-
-    def _empty_group(self) -> Group:
-        for group in self._groups.values():
-            if not group.members and group.in_flight is None:
-                return group
-        group = Group(next(i for i in range(len(self._groups) + 1) if i not in self._groups))
-        self._groups[group.id] = group
-        return group
-
-    def _rebalance(self) -> None:
-        """Move sequences between groups that are not in flight, towards the wanted number of equal groups."""
-        active = [group for group in self._groups.values() if group.members]
-        sequences = sum(len(group.members) for group in active)
-        wanted = self._wanted_groups(sequences)
-        if len(active) > wanted:
-            self._dissolve(active)
-        elif active and len(active) < wanted:
-            self._split(active, sequences, wanted)
-        else:
-            self._level(active)
-
-    def _dissolve(self, active: list[Group]) -> None:
-        """Spread the smallest group over the others."""
-        whole = [group for group in active if len(group.movable) == len(group.members)]
-        victim = min(whole, key=lambda g: (len(g.members), -g.id), default=None)
-        if victim is None:
-            return
-        others = [group for group in active if group is not victim]
-        for sequence in victim.movable:
-            _smallest(others).take(sequence, victim)
-
-    def _split(self, active: list[Group], sequences: int, wanted: int) -> None:
-        """Move what the largest group has above its share into an empty one."""
-        share = -(-sequences // wanted)
-        donor = max(active, key=lambda g: (len(g.movable), -g.id))
-        above = min(len(donor.members) - share, share)
-        if above <= 0 or not donor.movable:
-            return
-        group = self._empty_group()
-        for sequence in donor.movable[-above:]:
-            group.take(sequence, donor)
-
-    def _level(self, active: list[Group]) -> None:
-        """Move one member from a large group to the smallest."""
-        donor = max(active, key=lambda g: (len(g.movable), -g.id), default=None)
-        if donor is None or not donor.movable:
-            return
-        poorest = _smallest(active)
-        if len(donor.members) - len(poorest.members) >= 2:
-            poorest.take(donor.movable[-1], donor)
-
     def check(self) -> None:
         """Raise AssertionError if a sequence is in two places or none: for tests and for idle self-checks."""
-        grouped = [s for group in self._groups.values() for s in group.members]
-        prefilling = [s.id for s in self._prefilling]
-        places = grouped + prefilling
+        grouped = [s for members in self._groups.members for s in members]
+        waiting = [s.id for s in (*self._prefilling, *self._followers)]
+        places = grouped + waiting
         assert len(places) == len(set(places)), f"a sequence is in two places: {places}"
         assert set(places) == set(self._running), f"{places} are placed, {list(self._running)} run"
-        assert not set(self._released) & set(self._running), "a running sequence is to be released"
-        assert all(g.moved_in <= set(g.members) for g in self._groups.values()), "a ghost has moved"
-        flights = {g.in_flight for g in self._groups.values() if g.in_flight is not None}
-        assert flights <= set(self._in_flight), "a group waits for a step that is not in flight"
-
-
-def _smallest(groups: list[Group]) -> Group:
-    return min(groups, key=lambda g: (len(g.members), g.id))
+        ended = {*self._released, *self._retained, *self.prefixes.kept}
+        assert not ended & set(self._running), "a running sequence is to be released, or was kept"
+        assert not set(self._released) & set(self.prefixes.kept), (
+            "a kept sequence is to be released"
+        )
+        self._groups.check(set(self._in_flight))

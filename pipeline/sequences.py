@@ -4,6 +4,9 @@ A sequence starts with caches of its own (batch size 1), in which its prompt is 
 of two or more, they are merged into the batched caches of mlx-lm; a group of one keeps the single caches, which
 are faster (no padding, no mask) and exist for architectures that can't be batched.  Every stage makes the same
 moves in the same order, because the frames say so.
+
+A finished sequence may be retained: it is by itself, takes what its tokens take, and others start from copies
+of it.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from pipeline.errors import FrameError
+from pipeline.split.forking import compact, fork
 
 Caches = list[Any]
 """One mlx-lm cache object per cache slot of the stage."""
@@ -38,6 +42,8 @@ class StageSequences:
         self._single: dict[int, Caches] = {}
         self._groups: dict[int, _Group] = {}
         self._group_of: dict[int, int] = {}  # only members of groups of two or more
+        self._tokens: dict[int, int] = {}  # fed to each sequence
+        self._retained: dict[int, int] = {}  # bytes of each, which no longer change
 
     def __len__(self) -> int:
         return len(self._single) + len(self._group_of)
@@ -46,17 +52,66 @@ class StageSequences:
         return sequence in self._single or sequence in self._group_of
 
     @property
-    def nbytes(self) -> int:
-        """Bytes that all caches hold, unused capacity included."""
-        batched = [group.caches for group in self._groups.values() if group.caches is not None]
-        leaves = tree_flatten([states(caches) for caches in [*self._single.values(), *batched]])
-        return sum(leaf.nbytes for _, leaf in leaves if isinstance(leaf, mx.array))
+    def live(self) -> int:
+        """Sequences that are not just retained."""
+        return len(self) - len(self._retained)
 
-    def admit(self, sequence: int) -> None:
-        """Empty caches for a sequence."""
+    def is_retained(self, sequence: int) -> bool:
+        """Whether a sequence has finished and is held to be copied."""
+        return sequence in self._retained
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all caches hold, unused capacity included; what a copy still shares counts for each."""
+        batched = [group.caches for group in self._groups.values() if group.caches is not None]
+        single = [caches for s, caches in self._single.items() if s not in self._retained]
+        return sum(self._retained.values()) + sum(map(_nbytes, [*single, *batched]))
+
+    def admit(self, sequence: int, source: int | None = None, length: int = 0) -> None:
+        """Caches for a sequence: empty ones, or copies of the first `length` tokens of `source`."""
         if sequence in self:
             raise FrameError(f"sequence {sequence} is admitted twice")
-        self._single[sequence] = self._make_cache()
+        self._single[sequence] = (
+            self._make_cache() if source is None else self._copy(source, length)
+        )
+        self._tokens[sequence] = length
+
+    def _copy(self, source: int, length: int) -> Caches:
+        if source not in self:
+            raise FrameError(
+                f"{length} tokens of sequence {source} are asked for, but it is not held"
+            )
+        held = self._tokens[source]
+        if not 0 < length <= held:
+            raise FrameError(f"{length} tokens of sequence {source} are asked for; it has {held}")
+        caches = self._single.get(source)
+        if caches is None:
+            group = self._groups[self._group_of[source]]
+            assert group.caches is not None
+            caches = [cache.extract(group.order.index(source)) for cache in group.caches]
+        try:
+            copies = fork(caches, held - length)
+        except ValueError as error:
+            raise FrameError(f"{length} of {held} tokens of sequence {source}: {error}") from error
+        # A lazy copy would keep all of the source in memory until it is used.
+        mx.async_eval(states(copies))  # type: ignore[no-untyped-call]
+        return copies
+
+    def advance(self, sequences: Sequence[int], tokens: int) -> None:
+        """Note that `tokens` more are fed to each of `sequences`."""
+        for sequence in sequences:
+            self._tokens[sequence] += tokens
+
+    def retain(self, sequences: Sequence[int]) -> None:
+        """The sequences have finished: set them aside, with no more memory than their tokens need."""
+        for sequence in sequences:
+            if sequence not in self or sequence in self._retained:
+                raise FrameError(f"sequence {sequence} is retained, but not one that runs")
+        self._set_aside(list(sequences))
+        for sequence in sequences:
+            compact(self._single[sequence])
+            mx.async_eval(states(self._single[sequence]))  # type: ignore[no-untyped-call]
+            self._retained[sequence] = _nbytes(self._single[sequence])
 
     def release(self, sequence: int) -> None:
         """Drop the caches of a sequence."""
@@ -66,12 +121,16 @@ class StageSequences:
             self._shrink(self._groups[group], [sequence], keep=False)
         else:
             raise FrameError(f"sequence {sequence} is released but not held")
+        del self._tokens[sequence]
+        self._retained.pop(sequence, None)
 
     def single(self, sequence: int) -> Caches:
         """The caches of a sequence that is in no batch, for its prefill."""
         caches = self._single.get(sequence)
         if caches is None:
             raise FrameError(f"sequence {sequence} is not held by itself")
+        if sequence in self._retained:
+            raise FrameError(f"sequence {sequence} has finished")
         return caches
 
     def batch(self, group_id: int, sequences: Sequence[int]) -> Caches:
@@ -138,6 +197,11 @@ class StageSequences:
                 cache.filter(staying)
         else:
             group.caches = None
+
+
+def _nbytes(caches: Caches) -> int:
+    leaves = tree_flatten(states(caches))
+    return sum(leaf.nbytes for _, leaf in leaves if isinstance(leaf, mx.array))
 
 
 def states(caches: Caches) -> list[Any]:

@@ -7,14 +7,13 @@ other rank `serve` takes the steps from the frame link.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import msgspec
 
 from pipeline.errors import EngineFault, FrameError
-from pipeline.frames import Admission, Decode, Frame, Goodbye, Prefill, Ready, Result, Step
+from pipeline.frames import Decode, Frame, Goodbye, Prefill, Ready, Result, Step
 from pipeline.link import Links
 from pipeline.ring import Ring, evaluate
 from pipeline.sampler import Sampler
@@ -37,7 +36,7 @@ class WorkerStats:
     last_step: float | None = None  # time.monotonic()
     compute_seconds: float = 0.0
     wait_seconds: float = 0.0
-    sequences: int = 0
+    sequences: int = 0  # that run; not those retained for later prompts
     cache_bytes: int = 0
 
 
@@ -104,27 +103,30 @@ class Worker:
         Returns the result if this was the last stage; otherwise the step has gone on to the next rank.
         """
         if step.loop == 0:
-            self._change(step.released, step.admitted)
+            self._change(step)
         result = self._pass_on(step) if step.work is None else self._forward(step, step.work)
         self.stats.steps += 1
         self.stats.last_step = time.monotonic()
-        self.stats.sequences = len(self.sequences)
+        self.stats.sequences = self.sequences.live
         if self.stats.steps % CLEAR_STEPS == 0:
             mx.clear_cache()
         return result
 
-    def _change(self, released: Sequence[int], admitted: Sequence[Admission]) -> None:
-        for sequence in released:
-            self.sequences.release(sequence)
-            if self._sampler is not None:
-                self._sampler.remove(sequence)
-        for admission in admitted:
-            self.sequences.admit(admission.sequence)
+    def _change(self, step: Step) -> None:
+        for admission in step.admitted:
+            self.sequences.admit(admission.sequence, admission.source, admission.length)
             if self._sampler is not None:
                 self._sampler.add(
                     admission.sequence, admission.params, admission.prompt, admission.emitted
                 )
-        if released:
+        self.sequences.retain(step.retained)
+        ended = [s for s in step.released if not self.sequences.is_retained(s)]
+        for sequence in step.released:
+            self.sequences.release(sequence)
+        if self._sampler is not None:
+            for sequence in (*step.retained, *ended):
+                self._sampler.remove(sequence)
+        if step.released or step.retained:
             self.stats.cache_bytes = self.sequences.nbytes
 
     def _pass_on(self, step: Step) -> Result | None:
@@ -140,6 +142,9 @@ class Worker:
         else:
             caches = self.sequences.single(work.sequence)
             tokens = mx.array(work.tokens, mx.int32)[None]
+        if step.loop == 0:
+            fed = work.sequences if isinstance(work, Decode) else (work.sequence,)
+            self.sequences.advance(fed, tokens.shape[1])
         output = self._stage(self._input(step, tokens), caches, step.loop)
         loop = step.loop
         if self._ring.size == 1:

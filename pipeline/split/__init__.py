@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pipeline.split.blueprint import Blueprint, LayerCall, Placement
+from pipeline.split.forking import cut_limit
 from pipeline.split.message import Message, TensorSpec, flatten, unflatten
 from pipeline.split.probe import probe
 from pipeline.split.stage import Stage
@@ -14,6 +15,7 @@ __all__ = [
     "Placement",
     "Stage",
     "TensorSpec",
+    "cut_limit",
     "flatten",
     "probe",
     "unflatten",

@@ -19,7 +19,7 @@ from server.api.generation import Choice, Job, Piece, SequenceSpec
 from server.api.logprobs import chat_logprobs
 from server.api.schemas import ChatBody, parse
 from server.api.service import ServedModel, Service
-from server.api.streaming import streamed, whole
+from server.api.streaming import Usage, streamed, whole
 from server.api.templates import chat_prompt
 
 
@@ -65,7 +65,7 @@ class ChatDialect:
     def __post_init__(self) -> None:
         self._vocabulary = self.model.vocabulary if self.body.logprobs else None
 
-    def document(self, choices: list[Choice], usage: dict[str, int]) -> dict[str, Any]:
+    def document(self, choices: list[Choice], usage: Usage) -> dict[str, Any]:
         shown = [
             {
                 "index": choice.index,
@@ -86,7 +86,7 @@ class ChatDialect:
     def finish(self, index: int, reason: FinishReason) -> dict[str, Any]:
         return self._chunk(index, {}, finish=reason)
 
-    def usage(self, usage: dict[str, int]) -> dict[str, Any] | None:
+    def usage(self, usage: Usage) -> dict[str, Any] | None:
         if not self.body.include_usage:
             return None
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}

@@ -20,7 +20,7 @@ from server.api.generation import Choice, Job, Piece, SequenceSpec
 from server.api.logprobs import completion_logprobs
 from server.api.schemas import CompletionBody, parse
 from server.api.service import ServedModel, Service
-from server.api.streaming import streamed, whole
+from server.api.streaming import Usage, streamed, whole
 from server.api.templates import text_prompt
 
 
@@ -78,7 +78,7 @@ class CompletionDialect:
         wanted = self.body.logprobs is not None
         self._vocabulary = self.model.vocabulary if wanted else None
 
-    def document(self, choices: list[Choice], usage: dict[str, int]) -> dict[str, Any]:
+    def document(self, choices: list[Choice], usage: Usage) -> dict[str, Any]:
         shown = [
             _choice(choice.index, choice.text, self._logprobs(choice), choice.finish)
             for choice in choices
@@ -94,7 +94,7 @@ class CompletionDialect:
     def finish(self, index: int, reason: FinishReason) -> dict[str, Any]:
         return self._chunk(_choice(index, "", None, reason))
 
-    def usage(self, usage: dict[str, int]) -> dict[str, Any] | None:
+    def usage(self, usage: Usage) -> dict[str, Any] | None:
         if not self.body.include_usage:
             return None
         return {**self._head(), "choices": [], "usage": usage}

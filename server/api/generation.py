@@ -86,6 +86,7 @@ class Job:
         self._specs = specs
         self._queue: asyncio.Queue[Piece | Exception] = asyncio.Queue(QUEUED_PIECES)
         self._first: Piece | None = None
+        self._cached = [0] * len(specs)
         self._tasks: list[asyncio.Task[None]] = []
         self._places = ExitStack()
 
@@ -96,6 +97,11 @@ class Job:
     @property
     def prompt_tokens(self) -> int:
         return sum(len(spec.request.prompt) for spec in self._specs)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens that the engine did not have to prefill; known with the first piece of each choice."""
+        return sum(self._cached)
 
     async def __aenter__(self) -> Job:
         self._places.enter_context(self._service.admitted(self.size))
@@ -166,6 +172,7 @@ class Job:
         assert isinstance(events, AsyncGenerator)  # closing it cancels the sequence
         async with aclosing(events):
             event = await self._first_event(events, spec)
+            self._cached[index] = event.cached
             while True:
                 delta = stream.push(event)
                 spans = delta.spans if with_logprobs else ()

@@ -24,6 +24,7 @@ from server.api.wire import to_json
 
 DONE = b"data: [DONE]\n\n"
 
+Usage = dict[str, Any]  # the object `usage` of a response
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
@@ -31,7 +32,7 @@ log = structlog.get_logger(__name__)
 class Dialect(Protocol):
     """The JSON of one endpoint."""
 
-    def document(self, choices: list[Choice], usage: dict[str, int]) -> dict[str, Any]:
+    def document(self, choices: list[Choice], usage: Usage) -> dict[str, Any]:
         """The whole response."""
         ...
 
@@ -47,7 +48,7 @@ class Dialect(Protocol):
         """The last chunk of a choice."""
         ...
 
-    def usage(self, usage: dict[str, int]) -> dict[str, Any] | None:
+    def usage(self, usage: Usage) -> dict[str, Any] | None:
         """The chunk after all choices, None if it was not asked for."""
         ...
 
@@ -56,7 +57,7 @@ async def whole(request: Request, job: Job, dialect: Dialect) -> Response:
     """Run `job` to its end and answer with one document."""
     async with job:
         choices = await unless_disconnected(request, job.collect())
-    counts = usage_of(job.prompt_tokens, sum(choice.tokens for choice in choices))
+    counts = usage_of(job, sum(choice.tokens for choice in choices))
     return Response(to_json(dialect.document(choices, counts)), media_type="application/json")
 
 
@@ -115,7 +116,7 @@ async def _chunks(job: Job, dialect: Dialect) -> AsyncGenerator[dict[str, Any], 
                 yield dialect.delta(piece)
             if piece.finish is not None:
                 yield dialect.finish(piece.index, piece.finish)
-    last = dialect.usage(usage_of(job.prompt_tokens, sum(tokens)))
+    last = dialect.usage(usage_of(job, sum(tokens)))
     if last is not None:
         yield last
 
@@ -124,11 +125,12 @@ def _event(chunk: dict[str, Any]) -> bytes:
     return b"data: " + to_json(chunk) + b"\n\n"
 
 
-def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+def usage_of(job: Job, completion_tokens: int) -> Usage:
     return {
-        "prompt_tokens": prompt_tokens,
+        "prompt_tokens": job.prompt_tokens,
         "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
+        "total_tokens": job.prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": job.cached_tokens},
     }
 
 

@@ -71,6 +71,17 @@ RESULTS = tuples(TOKENS).flatmap(
         seconds=tuples(POSITIVE),
     )
 )
+ADMISSIONS = st.sampled_from([(None, 0), (0, 1), (7, 1 << 20)]).flatmap(
+    lambda copied: st.builds(
+        Admission,
+        sequence=COUNTS,
+        params=PARAMS,
+        prompt=tuples(TOKENS),
+        emitted=tuples(TOKENS),
+        source=st.just(copied[0]),
+        length=st.just(copied[1]),
+    )
+)
 KINDS: dict[type, st.SearchStrategy[Any]] = {
     Hello: st.builds(
         Hello, protocol=st.integers(), epoch=COUNTS, rank=COUNTS, size=st.integers(1, 99)
@@ -81,15 +92,8 @@ KINDS: dict[type, st.SearchStrategy[Any]] = {
         Step,
         id=COUNTS,
         released=tuples(COUNTS),
-        admitted=tuples(
-            st.builds(
-                Admission,
-                sequence=COUNTS,
-                params=PARAMS,
-                prompt=tuples(TOKENS),
-                emitted=tuples(TOKENS),
-            )
-        ),
+        admitted=tuples(ADMISSIONS),
+        retained=tuples(COUNTS),
         work=st.none() | PREFILLS | DECODES,
         loop=st.integers(0, 4),
         tensors=tuples(SPECS),
@@ -186,6 +190,14 @@ DECODE = {"type": "decode", "group": 0, "sequences": [3, 4], "tokens": [5, 6]}
         (
             STEP | {"admitted": [{"sequence": 1, "params": {"top_p": 2.0}}]},
             r"\$\.admitted\[0\]\.params\.top_p",
+        ),
+        (
+            STEP | {"admitted": [{"sequence": 4, "params": {}, "source": 2}]},
+            "step 1: sequence 4 is to have 0 tokens of 2",
+        ),
+        (
+            STEP | {"admitted": [{"sequence": 4, "params": {}, "length": 3}]},
+            "step 1: sequence 4 is to have 3 tokens of None",
         ),
         (STEP | {"tensors": [{"path": "", "shape": [1], "dtype": "object"}]}, "dtype 'object'"),
         (

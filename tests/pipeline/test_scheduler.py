@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pipeline.errors import ContextTooLong, QueueFull
 from pipeline.pacing import Pacing
 from pipeline.scheduler import DecodeBatch, Limits, PrefillChunk, Scheduler, StepPlan
+from pipeline.steps import Admitted
 from tests.pipeline.stages_model import StagesModel
 
 
@@ -41,16 +42,20 @@ class Driver:
         self.stages = StagesModel(bounds)
         self.flying: deque[StepPlan] = deque()
         self.budget: dict[int, int] = {}  # tokens still to make, of the live sequences
-        self.queue: list[int] = []  # not yet admitted, first come first
+        self.queue: list[int] = []  # not yet on the stages, first come first
         self.plans: list[StepPlan] = []
         self.asked: dict[int, int] = {}  # prompt and output, of every sequence
 
-    def add(self, prompt: int, max_tokens: int = 5) -> int:
-        sequence = len(self.stages.prompts)
-        self.scheduler.add(sequence, prompt, max_tokens)
-        self.stages.prompts[sequence] = prompt
+    def add(self, prompt: int | list[int], max_tokens: int = 5) -> int:
+        """Only a prompt whose tokens are given may share a prefix."""
+        sequence = self.scheduler.take_id()
+        tokens = prompt if isinstance(prompt, list) else []
+        length = len(tokens) or int(prompt)  # type: ignore[arg-type]
+        self.scheduler.add(sequence, length, max_tokens, tuple(tokens))
+        self.stages.prompts[sequence] = length
+        self.stages.texts[sequence] = list(tokens) or [-1 - sequence] * length
         self.budget[sequence] = max_tokens
-        self.asked[sequence] = prompt + max_tokens
+        self.asked[sequence] = length + max_tokens
         self.queue.append(sequence)
         return sequence
 
@@ -58,16 +63,19 @@ class Driver:
         self.budget.pop(sequence, None)
         if sequence in self.queue:
             self.queue.remove(sequence)
-        self.scheduler.finish(sequence)
+        text = self.stages.texts.get(sequence, [-1])
+        self.scheduler.finish(sequence, tuple(text) if text[0] >= 0 else ())
 
     def choose(self) -> StepPlan | None:
         plan = self.scheduler.choose()
         if plan is None:
             return None
         assert plan.id == len(self.plans)
-        admitted, self.queue = list(plan.admitted), self.queue[len(plan.admitted) :]
-        assert admitted == sorted(admitted), "admitted out of turn"
-        assert all(s < min(self.queue, default=1 << 30) for s in admitted), "admitted out of turn"
+        admitted = [a.sequence for a in plan.admitted if a.sequence not in plan.retained]
+        assert len(set(admitted)) == len(admitted)
+        self.queue = [s for s in self.queue if s not in admitted]
+        waiting = self.queue[len(self.queue) - self.scheduler.waiting :]
+        assert max(admitted, default=-1) < min(waiting, default=1 << 30), "admitted out of turn"
         self.stages.apply(plan)
         self.flying.append(plan)
         self.plans.append(plan)
@@ -80,9 +88,15 @@ class Driver:
         if isinstance(plan.work, DecodeBatch):
             for sequence in plan.work.sequences:
                 if sequence in self.budget:
+                    self.stages.texts[sequence].append(self.answer(sequence))
                     self.budget[sequence] -= 1
                     if not self.budget[sequence]:
                         self.finish(sequence)
+
+    def answer(self, sequence: int) -> int:
+        """The next token: the same for the same text."""
+        text = self.stages.texts[sequence]
+        return -1 if text[0] < 0 else (text[-1] + len(text)) % 5
 
     def turn(self) -> None:
         """As the engine's loop: choose while there is room, then take one result."""
@@ -98,7 +112,14 @@ class Driver:
             self.turn()
         assert self.scheduler.idle
         assert not self.budget, f"{self.budget} were never served"
-        assert not self.stages.held, "caches are left"
+        kept = self.scheduler.prefixes.kept
+        assert set(self.stages.held) == self.stages.retained == set(kept), "caches are left"
+        assert self.scheduler.prefixes.tokens <= self.scheduler.limits.prefix_tokens
+        if kept:
+            self.scheduler.drop_prefixes()
+            assert self.choose() is not None
+            self.absorb()
+            assert not self.stages.held, "caches are left"
         assert self.scheduler.choose() is None
         assert not any(self.scheduler.groups)
 
@@ -112,10 +133,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_running=st.integers(1, 8),
         max_group=st.sampled_from([1, 2, 3, 8]),
         prefill_chunk=st.integers(1, 4),
-        kv_tokens=st.sampled_from([None, 32, 64]),
+        kv_tokens=st.sampled_from([None, 40, 90]),
         groups=st.sampled_from([None, None, 1, 3]),
         loops=st.sampled_from([1, 1, 1, 2]),
         wanted=st.integers(1, 4),
+        prefix_tokens=st.sampled_from([0, 20, 50, 1000]),
+        prefix_sequences=st.sampled_from([1, 3, 100]),
+        cut_limit=st.sampled_from([None, 0, 24]),
     )
     def start(self, wanted: int, **bounds: int | None) -> None:
         self.pacing = ChosenPacing(wanted)
@@ -124,12 +148,35 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.largest = self.bounds.max_group
 
     @rule(prompt=st.integers(1, 12), max_tokens=st.integers(1, 20))
-    def add(self, prompt: int, max_tokens: int) -> None:
+    def add(self, prompt: int | list[int], max_tokens: int) -> None:
         if len(self.driver.budget) >= self.bounds.max_requests:
             with pytest.raises(QueueFull):
                 self.driver.add(prompt, max_tokens)
         else:
             self.driver.add(prompt, max_tokens)
+
+    @rule(
+        common=st.integers(0, 30),
+        own=st.lists(st.integers(0, 4), min_size=1, max_size=8),
+        max_tokens=st.integers(1, 5),
+        times=st.integers(1, 3),
+    )
+    def add_alike(self, common: int, own: list[int], max_tokens: int, times: int) -> None:
+        prompt = [i % 5 for i in range(common)] + own
+        for _ in range(times):
+            if self.bounds.kv_tokens is None or len(prompt) + max_tokens <= self.bounds.kv_tokens:
+                self.add(prompt, max_tokens)
+
+    @rule(data=st.data(), more=st.integers(1, 5))
+    def add_next_turn(self, data: st.DataObject, more: int) -> None:
+        texts = self.driver.stages.texts
+        said = [t for t in texts.values() if t and t[0] >= 0 and len(t) + more + 5 <= 40]
+        if said:
+            self.add(data.draw(st.sampled_from(said)) + [1] * more, 5)
+
+    @rule(tokens=st.sampled_from([0, 30]))
+    def drop_prefixes(self, tokens: int) -> None:
+        self.driver.scheduler.drop_prefixes(tokens)
 
     @rule()
     def choose(self) -> None:
@@ -178,7 +225,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert scheduler.running <= self.bounds.max_running
         if self.bounds.kv_tokens is not None:
             held = self.driver.stages.held
-            assert sum(self.driver.asked[s] for s in held) <= self.bounds.kv_tokens
+            stages = self.driver.stages
+            assert (
+                sum(
+                    len(stages.contents[s]) if s in stages.retained else self.driver.asked[s]
+                    for s in held
+                )
+                <= self.bounds.kv_tokens
+            )
         for plan in self.driver.flying:
             if isinstance(plan.work, DecodeBatch):
                 self._together(set(plan.work.sequences) & live)
@@ -348,7 +402,7 @@ def test_memory_is_counted_for_all_that_are_admitted_together() -> None:
     first, _ = driver.add(prompt=5, max_tokens=6), driver.add(prompt=5, max_tokens=6)
     plan = driver.choose()
     assert plan is not None
-    assert plan.admitted == (first,)
+    assert plan.admitted == (Admitted(first),)
 
 
 def test_a_model_that_loops_has_one_step_in_flight_and_one_group() -> None:
@@ -391,7 +445,7 @@ def test_cancelled_before_the_stages_have_heard_of_it() -> None:
     driver.choose()
     driver.finish(second)
     driver.drain()
-    assert [s for plan in driver.plans for s in plan.admitted] == [first]
+    assert [a.sequence for plan in driver.plans for a in plan.admitted] == [first]
     assert [s for plan in driver.plans for s in plan.released] == [first]
 
 
@@ -402,7 +456,7 @@ def test_a_released_sequence_makes_room_in_the_same_step() -> None:
     driver.finish(first)
     plan = driver.choose()
     assert plan is not None
-    assert (plan.released, plan.admitted) == ((first,), (second,))
+    assert (plan.released, plan.admitted) == ((first,), (Admitted(second),))
 
 
 def test_refusals() -> None:
@@ -425,7 +479,7 @@ def test_large_requests_are_not_overtaken() -> None:
     driver.add(prompt=5, max_tokens=10)
     large, small = driver.add(prompt=5, max_tokens=15), driver.add(prompt=1, max_tokens=1)
     driver.drain()
-    order = [s for plan in driver.plans for s in plan.admitted]
+    order = [a.sequence for plan in driver.plans for a in plan.admitted]
     assert order.index(large) < order.index(small)
 
 

@@ -62,6 +62,7 @@ class Script:
     error: Exception | None = None  # raised after the tokens
     hang: bool = False  # after the tokens, wait to be cancelled
     logprobs: TokenLogprobs | None = None
+    cached: int = 0
 
 
 @dataclass
@@ -109,7 +110,9 @@ class FakeEngine:
         await asyncio.sleep(0)
         for count, token in enumerate(script.tokens, start=1):
             last = count == request.max_tokens
-            yield TokenEvent(token, "length" if last else None, chosen)
+            yield TokenEvent(
+                token, "length" if last else None, chosen, script.cached if count == 1 else 0
+            )
             await asyncio.sleep(0)
             if last:
                 return

@@ -29,6 +29,7 @@ def test_document(client: Client) -> None:
         "prompt_tokens": prompt,
         "completion_tokens": output,
         "total_tokens": prompt + output,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
 
 
@@ -51,6 +52,14 @@ def test_stream_usage_only_when_asked(client: Client) -> None:
     assert all(chunk["usage"] is None for chunk in chunks[:-1])
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"] == client.chat().json()["usage"]
+
+
+def test_usage_tells_what_was_cached(engine: FakeEngine, client: Client) -> None:
+    engine.script = Script(ids("hello world"), cached=7)
+    usage = client.chat().json()["usage"]
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 7}
+    chunks = events(client.chat(stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1]["usage"] == usage
 
 
 def test_stream_equals_document(engine: FakeEngine, client: Client) -> None:

@@ -80,6 +80,13 @@ def test_stream_order(client: Client) -> None:
     assert chunks[-1]["usage"] == client.complete().json()["usage"]
 
 
+def test_usage_tells_what_was_cached_of_all_prompts(client: Client, engine: FakeEngine) -> None:
+    engine.scripts = {1: Script(ids("hello"), cached=3), 2: Script(ids("you"), cached=4)}
+    body = {"prompt": [[5], [6, 7]], "stream_options": {"include_usage": True}}
+    chunks = events(client.complete(stream=True, **body))
+    assert chunks[-1]["usage"]["prompt_tokens_details"] == {"cached_tokens": 7}
+
+
 def test_one_failure_fails_all(client: Client, engine: FakeEngine) -> None:
     engine.scripts = {1: Script(hang=True), 2: Script(error=QueueFull("the queue is full"))}
     response = client.complete(["a", "bb"])
