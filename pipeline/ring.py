@@ -35,15 +35,15 @@ class Ring:
         self._sending: list[mx.array] = []
 
     def send(self, arrays: Sequence[mx.array], to: int) -> None:
-        """Start sending evaluated arrays to a neighbour; does not wait for the receiver.
+        """Start sending evaluated arrays to a neighbour, in order; does not wait for the receiver.
 
         An earlier send that has not ended is waited for, which bounds the memory held by sends.
         """
         self.flush()
-        self._sending = [
-            mx.distributed.send(a, to, group=self._group, stream=self.stream) for a in arrays
-        ]
-        mx.async_eval(self._sending)  # type: ignore[no-untyped-call]
+        for array in arrays:
+            sent = mx.distributed.send(array, to, group=self._group, stream=self.stream)
+            mx.async_eval(sent)  # type: ignore[no-untyped-call]
+            self._sending.append(sent)
 
     def flush(self) -> None:
         """Wait until what was sent has left.
@@ -54,17 +54,24 @@ class Ring:
             evaluate(self._sending)
             self._sending = []
 
-    def receive(self, specs: Sequence[TensorSpec], source: int) -> list[mx.array]:
-        """Lazy arrays that arrive from a neighbour once evaluated.
-
-        Evaluate them only when the sender has announced that it sends: a posted receive spins a CPU core.
-        """
+    def expect(self, specs: Sequence[TensorSpec], source: int) -> list[mx.array]:
+        """Lazy arrays that a neighbour will send; `post` them before evaluating what is built on them."""
         return [
             mx.distributed.recv(
-                spec.shape, getattr(mx, spec.dtype), source, group=self._group, stream=self.stream
+                spec.shape, spec.mlx_dtype, source, group=self._group, stream=self.stream
             )
             for spec in specs
         ]
+
+    def post(self, expected: Sequence[mx.array]) -> None:
+        """Start receiving arrays of `expect`, in the order in which the neighbour sends them.
+
+        Tensors have no tags: left to the evaluation of a graph, receives would be posted in the order of
+        their use, and one that nothing uses would not be posted at all.  Only post when the sender has
+        announced that it sends: a posted receive spins a CPU core.
+        """
+        for array in expected:
+            mx.async_eval(array)  # type: ignore[no-untyped-call]
 
     def exchange(self, card: dict[str, Any]) -> list[dict[str, Any]]:
         """Give every rank the JSON-able `card` of every rank, in rank order.  All ranks must call it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 import msgspec
@@ -17,7 +18,7 @@ from pipeline.frames import Decode, Frame, Goodbye, Prefill, Ready, Result, Step
 from pipeline.link import Links
 from pipeline.ring import Ring, evaluate
 from pipeline.sampler import Sampler
-from pipeline.sequences import Caches, StageSequences, states
+from pipeline.sequences import StageSequences, states
 from pipeline.split import Message, Stage, TensorSpec, flatten, unflatten
 
 SETTLE_STEPS = 16
@@ -34,6 +35,7 @@ class WorkerStats:
 
     steps: int = 0
     last_step: float | None = None  # time.monotonic()
+    busy_since: float | None = None  # time.monotonic() at which the step at hand began
     compute_seconds: float = 0.0
     wait_seconds: float = 0.0
     sequences: int = 0  # that run; not those retained for later prompts
@@ -64,9 +66,7 @@ class Worker:
         self._previous = (ring.rank - 1) % ring.size
         self.sequences = StageSequences(stage.make_cache)
         self.stats = WorkerStats()
-        self._unsettled: dict[
-            int, int
-        ] = {}  # decode steps of each group since its caches were settled
+        self._unsettled: dict[int, int] = {}  # by group: decode steps since its caches were settled
 
     # the loop of every rank but the first
 
@@ -102,11 +102,13 @@ class Worker:
 
         Returns the result if this was the last stage; otherwise the step has gone on to the next rank.
         """
+        self.stats.busy_since = time.monotonic()
         if step.loop == 0:
             self._change(step)
         result = self._pass_on(step) if step.work is None else self._forward(step, step.work)
         self.stats.steps += 1
         self.stats.last_step = time.monotonic()
+        self.stats.busy_since = None
         self.stats.sequences = self.sequences.live
         if self.stats.steps % CLEAR_STEPS == 0:
             mx.clear_cache()
@@ -136,6 +138,7 @@ class Worker:
         return None
 
     def _forward(self, step: Step, work: Prefill | Decode) -> Result | None:
+        expected = self._expect(step)
         if isinstance(work, Decode):
             caches = self.sequences.batch(work.group, work.sequences)
             tokens = mx.array(work.tokens, mx.int32)[:, None]
@@ -145,17 +148,19 @@ class Worker:
         if step.loop == 0:
             fed = work.sequences if isinstance(work, Decode) else (work.sequence,)
             self.sequences.advance(fed, tokens.shape[1])
-        output = self._stage(self._input(step, tokens), caches, step.loop)
+        inputs = unflatten(tokens, step.tensors, expected) if expected is not None else tokens
+        output = self._stage(inputs, caches, step.loop)
         loop = step.loop
         if self._ring.size == 1:
             while isinstance(output, Message):
                 loop += 1
                 output = self._stage(output, caches, loop)
         settle = self._must_settle(work)
+        also = [*(expected or []), *(states(caches) if settle else [])]
         if isinstance(output, Message):
-            self._hand_on(step, output, caches if settle else None)
+            self._hand_on(step, output, expected, also)
             return None
-        return self._finish(step, work, output, caches if settle else None)
+        return self._finish(step, work, output, expected, also)
 
     def _must_settle(self, work: Prefill | Decode) -> bool:
         """Counted per group: groups that take turns would never meet a count over all steps."""
@@ -165,19 +170,21 @@ class Worker:
         self._unsettled[work.group] = steps % SETTLE_STEPS
         return steps == SETTLE_STEPS
 
-    def _input(self, step: Step, tokens: mx.array) -> mx.array | Message:
+    def _expect(self, step: Step) -> list[mx.array] | None:
+        """The previous stage's tensors, not yet arriving; None where the step begins."""
         if self._ring.rank == 0 and step.loop == 0:
-            return tokens
-        arrays = self._ring.receive(step.tensors, self._previous)
-        return unflatten(tokens, step.tensors, arrays)
+            return None
+        return self._ring.expect(step.tensors, self._previous)
 
-    def _hand_on(self, step: Step, output: Message, settle: Caches | None) -> None:
+    def _hand_on(
+        self, step: Step, output: Message, expected: list[mx.array] | None, also: list[Any]
+    ) -> None:
         """Announce, compute, send.  The announcement goes first so that the next rank prepares meanwhile."""
         outbound = self._require_links().outbound
         specs, arrays = flatten(output)
         outbound.send(self._announcement(step, specs), self._timeout)
-        seconds = self._await_input(step)
-        took = self._compute(arrays, settle)
+        seconds = self._await_input(step, expected)
+        took = self._compute(arrays, also)
         outbound.send(Ready(step.id, (*seconds, took)), self._timeout)
         self._ring.send(arrays, self._next)
 
@@ -187,40 +194,42 @@ class Worker:
         return msgspec.structs.replace(step, tensors=specs)
 
     def _finish(
-        self, step: Step, work: Prefill | Decode, logits: mx.array, settle: Caches | None
+        self,
+        step: Step,
+        work: Prefill | Decode,
+        logits: mx.array,
+        expected: list[mx.array] | None,
+        also: list[Any],
     ) -> Result:
         if self._sampler is None:
             raise EngineFault("a stage that is not the last one made logits")
         if isinstance(work, Prefill):
             # Without evaluating the logits, neither head nor the last layer's feed-forward is computed.
-            seconds = self._await_input(step)
-            took = self._compute(None, settle)
+            seconds = self._await_input(step, expected)
+            took = self._compute(also)
             return Result(step.id, seconds=(*seconds, took))
         sampled = self._sampler(logits[:, -1], work.sequences)
-        seconds = self._await_input(step)
-        started = time.monotonic()
+        seconds = self._await_input(step, expected)
+        took = self._compute(sampled.arrays(), also)
         tokens, logprobs = sampled.record()
-        if settle is not None:
-            evaluate(states(settle))
-        took = time.monotonic() - started
-        self.stats.compute_seconds += took
         asked = tuple(logprobs) if any(entry is not None for entry in logprobs) else ()
         return Result(step.id, tuple(tokens), asked, (*seconds, took))
 
-    def _await_input(self, step: Step) -> tuple[float, ...]:
-        """Wait for the previous stage's Ready; compute seconds of the stages so far."""
-        if self._ring.rank == 0 and step.loop == 0:
+    def _await_input(self, step: Step, expected: list[mx.array] | None) -> tuple[float, ...]:
+        """Wait for the previous stage's Ready and start receiving; compute seconds of the stages so far."""
+        if expected is None:
             return ()
         started = time.monotonic()
         frame: Frame = self._require_links().inbound.receive(self._timeout)
         self.stats.wait_seconds += time.monotonic() - started
         if not isinstance(frame, Ready) or frame.step != step.id:
             raise FrameError(f"{frame!r} arrived where Ready of step {step.id} was expected")
+        self._ring.post(expected)
         return frame.seconds
 
-    def _compute(self, arrays: list[mx.array] | None, settle: Caches | None) -> float:
+    def _compute(self, *trees: list[Any]) -> float:
         started = time.monotonic()
-        evaluate(arrays or [], states(settle) if settle is not None else [])
+        evaluate(*trees)
         took = time.monotonic() - started
         self.stats.compute_seconds += took
         return took

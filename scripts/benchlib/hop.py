@@ -7,7 +7,7 @@ that nothing else moves, and ranks that wait block in a socket read and use no C
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -134,12 +134,10 @@ def _answer(ring: Ring, peer: Connection) -> None:
     while not isinstance(frame := peer.receive(WAIT), Goodbye):
         if not isinstance(frame, Step):
             raise FrameError(f"{frame!r} arrived where a Step was expected")
-        evaluate(_receive(ring, frame.tensors))
+        expected = ring.expect(frame.tensors, (ring.rank - 1) % ring.size)
+        ring.post(expected)
+        evaluate(expected)
         peer.send(Ready(frame.id), WAIT)
-
-
-def _receive(ring: Ring, specs: Sequence[TensorSpec]) -> list[mx.array]:
-    return ring.receive(specs, (ring.rank - 1) % ring.size)
 
 
 def _decode(sequences: int) -> Step:

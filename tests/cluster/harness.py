@@ -104,6 +104,7 @@ class Spec:
     arguments: Sequence[str] = ()  # more arguments of the server
     env: Mapping[str, str] = field(default_factory=dict)
     command: Sequence[str] = (sys.executable, "-m", "server")
+    bare: bool = False  # the command takes no arguments of a server
 
 
 @dataclass(frozen=True)
@@ -265,10 +266,10 @@ class Cluster:
     # what it is started with
 
     def _command(self) -> list[str]:
-        server = [*self.spec.command, "--config", str(self.folder / "config")]
-        for setting in self.spec.settings:
-            server += ["--set", setting]
-        server += self.spec.arguments
+        server = [*self.spec.command]
+        if not self.spec.bare:
+            server += ["--config", str(self.folder / "config"), *self.spec.arguments]
+            server += [word for setting in self.spec.settings for word in ("--set", setting)]
         if self.spec.plain:
             return server
         launcher = [sys.executable, "-m", "launcher.job", "--ranks", str(self.spec.ranks)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +19,21 @@ NEW_TOKENS = 24
 LENGTHS = (1, 3, 5, 17, 32, 33, 34, 100)
 
 
-@pytest.mark.parametrize(("architecture", "ranks"), FAMILIES.items())
-def test_greedy_output_is_mlx_lms(
-    start: Start, tmp_path: Path, architecture: str, ranks: int
-) -> None:
+def sharding(counts: tuple[int, ...]) -> dict[str, Any]:
+    """models.yaml's ranges for consecutive layers."""
+    ends = list(accumulate(counts))
+    return {
+        f"node_{rank}": {"layers": [end - count, end - 1]}
+        for rank, (end, count) in enumerate(zip(ends, counts, strict=True))
+    }
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_greedy_output_is_mlx_lms(start: Start, tmp_path: Path, architecture: str) -> None:
+    split = FAMILIES[architecture]
+    ranks, more = (
+        (split, {}) if isinstance(split, int) else (len(split), {"sharding": sharding(split)})
+    )
     folder = make_folder(tmp_path / architecture, architecture)
     prompts = [[(7 * n * n + 3 * n + length) % 96 for n in range(length)] for length in LENGTHS]
     expected = [
@@ -29,7 +42,7 @@ def test_greedy_output_is_mlx_lms(
     ]
     spec = Spec(
         ranks=ranks,
-        models=folder_model(folder),
+        models=folder_model(folder, **more),
         settings=("scheduler.prefill_chunk_tokens=32",),
     )
     cluster = start(spec).wait_ready()

@@ -11,8 +11,18 @@ from transformers import PreTrainedTokenizerFast
 from tests.pipeline.split.tiny import CONFIGS, Variant, random_weights
 from tests.pipeline.tiny_models import write_folder
 
-FAMILIES = {"llama": 2, "qwen2": 3, "qwen3_moe": 3, "gemma3_text": 2, "gpt_oss": 3, "mamba2": 2}
-"""Architectures, and over how many ranks."""
+FAMILIES: dict[str, int | tuple[int, ...]] = {
+    "llama": 2,
+    "qwen2": 3,
+    "qwen3_moe": 3,
+    "gemma3_text": 2,
+    "gpt_oss": 3,
+    "mamba2": 2,
+    "gemma3n": 2,  # many tensors between stages
+    "gemma4_text": 3,  # keys and values of earlier layers between stages
+    "nemotron_h": (7, 1),  # a last stage without any cache
+}
+"""Architectures, and over how many ranks; or how many layers for each rank."""
 
 COMPLETED = {"mamba2": {"time_step_limit": [0.01, 10.0], "expand": 1}}
 """What transformers, which reads config.json for the tokenizer, checks beyond what mlx-lm needs."""
@@ -24,7 +34,8 @@ def make_folder(folder: Path, architecture: str) -> Path:
     config["max_position_embeddings"] = 1024
     weights = random_weights(Variant(architecture).build())
     write_folder(folder, config, weights)
-    tokenizer(config["vocab_size"]).save_pretrained(folder)
+    vocab_size = config.get("text_config", config)["vocab_size"]
+    tokenizer(vocab_size).save_pretrained(folder)
     return folder
 
 
