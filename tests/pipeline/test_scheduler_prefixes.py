@@ -9,7 +9,7 @@ import pytest
 from pipeline.prefixes import BLOCK
 from pipeline.scheduler import PrefillChunk
 from pipeline.steps import Admitted
-from tests.pipeline.test_scheduler import ChosenPacing, Driver, limits
+from tests.pipeline.scheduler_driver import ChosenPacing, Driver, limits
 
 STEM = [i % 7 for i in range(40)]
 
