@@ -29,20 +29,24 @@ class Limits:
     stages: int
     max_requests: int  # running and waiting together
     max_running: int  # sequences that hold caches
-    max_group: int  # sequences in one micro-batch; 1 where the architecture can't batch
+    max_group: int  # sequences in one micro-batch, where the architecture can batch
     prefill_chunk: int  # tokens
+    batchable: bool = True  # False: a micro-batch is one sequence, whatever is configured
     context: int | None = None  # prompt + output of one sequence; None: the model does not say
-    kv_tokens: int | None = (
-        None  # running and kept sequences together, on the tightest stage; None: no limit
-    )
+    # Running and kept sequences together, on the tightest stage; None: no limit.
+    kv_tokens: int | None = None
     max_prefilling: int = 4  # prompts that take turns, so that a short one overtakes a long one
     groups: int | None = None  # fixed number of micro-batches; None: as Pacing measures
     loops: int = 1  # times the hidden state goes round; such models can't have two steps in flight
-    prefix_tokens: int = (
-        0  # of finished sequences that are kept for later prompts; 0: no prefix cache
-    )
+    # Of finished sequences that are kept for later prompts; 0: no prefix cache.
+    prefix_tokens: int = 0
     prefix_sequences: int = 1024  # of them
     cut_limit: int | None = None  # tokens up to which caches can be cut; None: at any length
+
+    @property
+    def group_size(self) -> int:
+        """The most sequences in one micro-batch."""
+        return self.max_group if self.batchable else 1
 
     @property
     def window(self) -> int:
@@ -133,7 +137,7 @@ class Scheduler:
             self.limits,
             max_requests=max_requests,
             max_running=max_requests,
-            max_group=max_group if self.limits.max_group > 1 else 1,
+            max_group=max_group,
             prefill_chunk=prefill_chunk or self.limits.prefill_chunk,
         )
 
@@ -358,9 +362,9 @@ class Scheduler:
         return limit is not None and sequence.kv_tokens - 1 > limit
 
     def _wanted_groups(self, sequences: int) -> int:
-        fewest = -(-sequences // self.limits.max_group)
-        if self.limits.max_group == 1:
+        if self.limits.group_size == 1:
             return sequences
+        fewest = -(-sequences // self.limits.group_size)
         if self.limits.window == 1:
             return fewest  # a second group would only wait for the first
         if self.limits.groups is not None:

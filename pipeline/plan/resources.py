@@ -1,9 +1,12 @@
-"""How much memory this machine lends to a stage."""
+"""What this machine lends to a stage: memory, and the size of prefill step that its device computes well."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 import psutil
+
+CPU_CHUNK, GPU_CHUNK = 128, 512
+"""Prompt tokens per prefill step where the configuration leaves it open."""
 
 
 def this_node(memory_share: float, memory: int | None = None) -> int:
@@ -16,6 +19,13 @@ def this_node(memory_share: float, memory: int | None = None) -> int:
     if mx.default_device() == mx.gpu:
         return gpu_memory(memory_share)
     return int(memory_share * psutil.virtual_memory().total)
+
+
+def prefill_chunk(configured: int | None) -> int:
+    """Prompt tokens of one prefill step: as configured; None (auto): what suits the default device."""
+    if configured is not None:
+        return configured
+    return GPU_CHUNK if mx.default_device() == mx.gpu else CPU_CHUNK
 
 
 def gpu_memory(memory_share: float) -> int:  # needs Metal or CUDA: not covered by tests on a CPU

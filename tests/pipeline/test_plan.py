@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations, pairwise
 
+import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from pipeline.plan import (
     SharedParameters,
     plan,
 )
-from pipeline.plan.resources import this_node
+from pipeline.plan.resources import CPU_CHUNK, prefill_chunk, this_node
 
 THREE = [NodeResources("a"), NodeResources("b"), NodeResources("c")]
 
@@ -127,6 +128,16 @@ def test_explicit_ranges_must_fit_into_memory() -> None:
 def test_equal_names_are_refused() -> None:
     with pytest.raises(PlanError, match="same name"):
         plan(ModelCosts((1, 1)), [NodeResources("a"), NodeResources("a")])
+
+
+def test_a_prefill_step_is_as_configured_or_as_the_device_likes_it() -> None:
+    before = mx.default_device()
+    mx.set_default_device(mx.cpu)
+    try:
+        assert prefill_chunk(7) == 7
+        assert prefill_chunk(None) == CPU_CHUNK
+    finally:
+        mx.set_default_device(before)
 
 
 def test_this_node_takes_its_share_of_the_configured_memory() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +22,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         stages=st.integers(1, 4),
         max_running=st.integers(1, 8),
         max_group=st.sampled_from([1, 2, 3, 8]),
+        batchable=st.sampled_from([True, True, False]),
         prefill_chunk=st.integers(1, 4),
         kv_tokens=st.sampled_from([None, 40, 90]),
         groups=st.sampled_from([None, None, 1, 3]),
@@ -36,11 +36,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.pacing = ChosenPacing(wanted)
         self.driver = Driver(limits(**bounds), self.pacing)
         self.bounds = self.driver.scheduler.limits
-        self.largest = self.bounds.max_group
+        self.largest, self.most = self.bounds.group_size, self.bounds.max_running
 
     @rule(prompt=st.integers(1, 12), max_tokens=st.integers(1, 20))
     def add(self, prompt: int | list[int], max_tokens: int) -> None:
-        if len(self.driver.budget) >= self.bounds.max_requests:
+        if len(self.driver.budget) >= self.driver.scheduler.limits.max_requests:
             with pytest.raises(QueueFull):
                 self.driver.add(prompt, max_tokens)
         else:
@@ -97,14 +97,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def other_pacing(self, wanted: int) -> None:
         self.pacing.wanted = wanted
 
-    @rule(max_group=st.integers(1, 8), prefill_chunk=st.integers(1, 4))
-    def configure(self, max_group: int, prefill_chunk: int) -> None:
-        """max_batch_size and prefill_chunk_tokens may change while running."""
-        self.largest = max(self.largest, max_group)
+    @rule(
+        max_requests=st.integers(1, 16),
+        max_group=st.integers(1, 8),
+        prefill_chunk=st.integers(1, 4),
+    )
+    def configure(self, max_requests: int, max_group: int, prefill_chunk: int) -> None:
+        """Dynamic settings."""
         scheduler = self.driver.scheduler
-        scheduler.limits = replace(
-            scheduler.limits, max_group=max_group, prefill_chunk=prefill_chunk
-        )
+        scheduler.reconfigure(max_requests, max_group, prefill_chunk)
+        self.largest = max(self.largest, scheduler.limits.group_size)
+        self.most = max(self.most, max_requests)
         self.driver.stages.limits = scheduler.limits
 
     @invariant()
@@ -113,7 +116,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         scheduler.check()
         assert scheduler.in_flight == len(self.driver.flying) <= self.bounds.window
         assert scheduler.running + scheduler.waiting == len(live)
-        assert scheduler.running <= self.bounds.max_running
+        assert scheduler.running <= self.most
         if self.bounds.kv_tokens is not None:
             held = self.driver.stages.held
             stages = self.driver.stages

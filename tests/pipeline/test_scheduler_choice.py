@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from pipeline.errors import ContextTooLong, QueueFull
@@ -121,7 +119,7 @@ def test_a_model_that_loops_has_one_step_in_flight_and_one_group() -> None:
 
 
 def test_one_token_each_where_the_architecture_cannot_batch() -> None:
-    driver = Driver(limits(max_group=1), ChosenPacing(1))
+    driver = Driver(limits(batchable=False), ChosenPacing(1))
     for _ in range(5):
         driver.add(prompt=3)
     driver.drain()
@@ -130,16 +128,31 @@ def test_one_token_each_where_the_architecture_cannot_batch() -> None:
     )
 
 
-def test_smaller_groups_are_reached_after_a_change_while_running() -> None:
-    driver = Driver(limits(), ChosenPacing(1))
+@pytest.mark.parametrize(
+    ("before", "after", "sizes"), [(8, 2, [2] * 4), (1, 8, [8]), (8, 1, [1] * 8), (1, 2, [2] * 4)]
+)
+def test_another_batch_size_is_reached_after_a_change_while_running(
+    before: int, after: int, sizes: list[int]
+) -> None:
+    driver = Driver(limits(max_group=before), ChosenPacing(1))
     for _ in range(8):
         driver.add(prompt=1, max_tokens=200)
     for _ in range(5):
         driver.turn()
-    driver.scheduler.limits = replace(driver.scheduler.limits, max_group=2)
+    driver.scheduler.reconfigure(max_requests=16, max_group=after)
     for _ in range(60):
         driver.turn()
-    assert [len(group) for group in driver.scheduler.groups if group] == [2, 2, 2, 2]
+    assert [len(group) for group in driver.scheduler.groups if group] == sizes
+
+
+def test_no_batch_size_makes_an_architecture_batch() -> None:
+    driver = Driver(limits(batchable=False), ChosenPacing(1))
+    driver.scheduler.reconfigure(max_requests=16, max_group=8)
+    for _ in range(4):
+        driver.add(prompt=1, max_tokens=20)
+    for _ in range(20):
+        driver.turn()
+    assert [len(group) for group in driver.scheduler.groups if group] == [1] * 4
 
 
 def test_cancelled_before_the_stages_have_heard_of_it() -> None:
