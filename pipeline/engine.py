@@ -17,7 +17,14 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from pipeline.errors import EngineFault, EngineStopped, FrameError, LinkTimeout, RequestRejected
+from pipeline.errors import (
+    BrokenOutput,
+    EngineFault,
+    EngineStopped,
+    FrameError,
+    LinkTimeout,
+    RequestRejected,
+)
 from pipeline.frames import Admission, Decode, Prefill, Result, Step
 from pipeline.link import Connection, Links
 from pipeline.prefixes import PrefixStats
@@ -77,9 +84,9 @@ class Engine:
     def __init__(
         self, scheduler: Scheduler, worker: Worker, links: Links | None, step_timeout: float
     ) -> None:
-        """`step_timeout`: seconds without any result, with work in flight, until the ring counts as broken."""
+        """`step_timeout`: seconds that each stage may take for a step."""
         self._scheduler, self._worker, self._links = scheduler, worker, links
-        self._timeout = step_timeout
+        self._timeout = step_timeout * scheduler.limits.stages * scheduler.limits.loops
         self._commands: deque[Callable[[], None]] = deque()
         self._lock = threading.Lock()
         self._awake, self._wakeup = socket.socketpair()
@@ -135,6 +142,12 @@ class Engine:
             prefixes=scheduler.prefixes.stats,
         )
 
+    @property
+    def max_model_len(self) -> int | None:
+        """Tokens, prompt and output, of the longest request that can be served; None: no limit is known."""
+        limits = self._scheduler.limits
+        return min((n for n in (limits.context, limits.kv_tokens) if n is not None), default=None)
+
     def configure(self, change: Callable[[Scheduler], None]) -> None:
         """Let the engine thread change the scheduler between two steps."""
         self._command(lambda: change(self._scheduler))
@@ -168,14 +181,15 @@ class Engine:
         self._worker.goodbye()
 
     def _close(self, outcome: Exception) -> None:
+        # To the end under the lock: from then on callers of other threads run their commands themselves.
         with self._lock:
             self._closed = outcome
-        while self._commands:
-            self._commands.popleft()()
-        for request in self._requests.values():
-            self._post(request, outcome)
-        self._requests.clear()
-        self._flush_outbox()
+            while self._commands:
+                self._commands.popleft()()
+            for request in self._requests.values():
+                self._post(request, outcome)
+            self._requests.clear()
+            self._flush_outbox()
 
     def _start(self, plan: StepPlan) -> None:
         if not self._scheduler.in_flight > 1:
@@ -231,13 +245,23 @@ class Engine:
             plan.work.sequences, result.tokens, logprobs, strict=True
         ):
             request = self._requests.get(sequence)
-            if request is not None:  # not cancelled meanwhile
+            if request is None:  # cancelled meanwhile
+                continue
+            if sequence in result.broken:
+                self._give_up(request)
+            else:
                 cached = 0 if request.made else request.cached
                 request.emitted += 1
                 request.made.append(token)
                 finish = self._finish_reason(request, token)
                 self._deliver(request, TokenEvent(token, finish, entry, cached))
         self._flush_outbox()
+
+    def _give_up(self, request: _Running) -> None:
+        log.error("the logits can't be sampled", sequence=request.sequence, tokens=request.emitted)
+        self._post(request, BrokenOutput("The model's output for this request is not a number."))
+        request.tokens, request.made = (), []  # nobody is to start from its caches
+        self._forget(request)
 
     def _finish_reason(self, request: _Running, token: int) -> FinishReason | None:
         if token in request.request.params.end_tokens:

@@ -13,7 +13,9 @@ PipelineError
 ├── RequestRejected             this request can't be served; the engine goes on
 │   ├── ContextTooLong          prompt + max tokens exceed what the model or the memory allow
 │   ├── QueueFull               come back later
-│   └── EngineStopped           the engine is stopping or has failed
+│   ├── EngineStopped           the engine is stopping or has failed
+│   └── BrokenOutput            the model's output for it can't be sampled
+├── StartFailed                 this node can't take part; final, one sentence for the user
 └── EngineFault                 a bug or a broken device; the process must exit
 """
 
@@ -80,6 +82,14 @@ class QueueFull(RequestRejected):
 
 class EngineStopped(RequestRejected):
     """The engine takes no more requests."""
+
+
+class BrokenOutput(RequestRejected):
+    """The model gave NaN or infinite logits for this sequence."""
+
+
+class StartFailed(PipelineError):
+    """This node can't take part."""
 
 
 class EngineFault(PipelineError):

@@ -94,13 +94,9 @@ class Step(Record, frozen=True, tag="step", tag_field="type"):
     id: Count
     released: tuple[SequenceId, ...] = ()
     admitted: tuple[Admission, ...] = ()
-    retained: tuple[
-        SequenceId, ...
-    ] = ()  # finished; their caches stay to be copied, until released
+    retained: tuple[SequenceId, ...] = ()  # finished; to be copied from, until released
     work: Prefill | Decode | None = None
-    loop: Count = (
-        0  # which time the hidden state goes round; 0 unless the model loops over its layers
-    )
+    loop: Count = 0  # which time the hidden state goes round; above 0 where a model loops
     tensors: tuple[TensorSpec, ...] = ()  # what the sender will send after Ready
 
 
@@ -117,6 +113,7 @@ class Result(Record, frozen=True, tag="result", tag_field="type"):
     step: Count
     tokens: tuple[TokenId, ...] = ()  # in the order of Decode.sequences; empty for a prefill
     logprobs: tuple[TokenLogprobs | None, ...] = ()  # empty when no sequence asked
+    broken: tuple[SequenceId, ...] = ()  # whose logits can't be sampled; their tokens mean nothing
     seconds: tuple[Seconds, ...] = ()
 
 

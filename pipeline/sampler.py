@@ -65,36 +65,40 @@ class Sampled:
         more = self.logprobs.arrays() if self.logprobs else []
         return [self.tokens, self.peaks, *more]
 
-    def record(self) -> tuple[list[int], list[TokenLogprobs | None]]:
-        """Evaluate, add each token to its sequence's history, and give tokens and log
-        probabilities.
+    def broken(self) -> tuple[int, ...]:
+        """Evaluate, and name the sequences whose row has no finite maximum: there is nothing to sample."""
+        peaks: list[float] = np.array(self.peaks).tolist()
+        return tuple(
+            s for s, peak in zip(self._sequences, peaks, strict=True) if not math.isfinite(peak)
+        )
 
-        A sequence removed since the call is harmless.  Raises EngineFault, and records nothing,
-        when a row has no finite maximum (the model's output is broken), or when a token of this
-        step was recorded before.
+    def record(self) -> tuple[list[int], list[TokenLogprobs | None]]:
+        """Evaluate, add each token to its sequence's history, and give tokens and log probabilities.
+
+        Nothing is recorded for a `broken` sequence, whose token means nothing.  A sequence removed since
+        the call is harmless.  Raises EngineFault, and records nothing, when a token of this step was
+        recorded before.
         """
         mx.eval(self.arrays())
-        self._check()
+        self._check_positions()
+        broken = set(self.broken())
         tokens: list[int] = np.array(self.tokens).tolist()
-        for history, token in zip(self._histories, tokens, strict=True):
-            history.record(token)
         size = len(tokens)
-        return tokens, self.logprobs.records(size) if self.logprobs else [None] * size
+        logprobs: list[TokenLogprobs | None]
+        logprobs = self.logprobs.records(size) if self.logprobs else [None] * size
+        for row, (sequence, history) in enumerate(
+            zip(self._sequences, self._histories, strict=True)
+        ):
+            if sequence in broken:
+                logprobs[row] = None
+            else:
+                history.record(tokens[row])
+        return tokens, logprobs
 
-    def _check(self) -> None:
-        steps = zip(
-            self._sequences,
-            self._histories,
-            self._positions,
-            np.array(self.peaks).tolist(),
-            strict=True,
-        )
-        for sequence, history, position, peak in steps:
-            if not math.isfinite(peak):
-                raise EngineFault(
-                    f"The logits of sequence {sequence} at output position {position} "
-                    f"can't be sampled: their maximum is {peak}."
-                )
+    def _check_positions(self) -> None:
+        for sequence, history, position in zip(
+            self._sequences, self._histories, self._positions, strict=True
+        ):
             if history.emitted != position:
                 raise EngineFault(
                     f"Sequence {sequence} was sampled for output position {position}, "

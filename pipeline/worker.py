@@ -35,7 +35,7 @@ class WorkerStats:
 
     steps: int = 0
     last_step: float | None = None  # time.monotonic()
-    busy_since: float | None = None  # time.monotonic() at which the step at hand began
+    busy_since: float | None = None  # time.monotonic() since when it computes or exchanges tensors
     compute_seconds: float = 0.0
     wait_seconds: float = 0.0
     sequences: int = 0  # that run; not those retained for later prompts
@@ -57,7 +57,7 @@ class Worker:
         sampler: Sampler | None,
         step_timeout: float,
     ) -> None:
-        """`sampler`: on the last rank only.  `step_timeout`: seconds; bounds each wait for a neighbour."""
+        """`sampler`: on the last rank only.  `step_timeout`: seconds that each stage may take for a step."""
         self._stage, self._loops = stage, loops
         self._ring, self._links = ring, links
         self._sampler = sampler
@@ -213,15 +213,17 @@ class Worker:
         took = self._compute(sampled.arrays(), also)
         tokens, logprobs = sampled.record()
         asked = tuple(logprobs) if any(entry is not None for entry in logprobs) else ()
-        return Result(step.id, tuple(tokens), asked, (*seconds, took))
+        return Result(step.id, tuple(tokens), asked, sampled.broken(), (*seconds, took))
 
     def _await_input(self, step: Step, expected: list[mx.array] | None) -> tuple[float, ...]:
         """Wait for the previous stage's Ready and start receiving; compute seconds of the stages so far."""
         if expected is None:
             return ()
-        started = time.monotonic()
-        frame: Frame = self._require_links().inbound.receive(self._timeout)
-        self.stats.wait_seconds += time.monotonic() - started
+        started, self.stats.busy_since = time.monotonic(), None
+        stages_before = step.loop * self._ring.size + self._ring.rank
+        frame: Frame = self._require_links().inbound.receive(self._timeout * stages_before)
+        self.stats.busy_since = now = time.monotonic()
+        self.stats.wait_seconds += now - started
         if not isinstance(frame, Ready) or frame.step != step.id:
             raise FrameError(f"{frame!r} arrived where Ready of step {step.id} was expected")
         self._ring.post(expected)

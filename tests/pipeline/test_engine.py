@@ -15,7 +15,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from pipeline.engine import Engine
-from pipeline.errors import ContextTooLong, EngineFault, EngineStopped, QueueFull
+from pipeline.errors import BrokenOutput, ContextTooLong, EngineFault, EngineStopped, QueueFull
 from pipeline.request import GenerationRequest, SamplingParams, TokenEvent
 from pipeline.ring import Ring
 from pipeline.sampler import Sampler
@@ -236,3 +236,29 @@ def test_a_broken_stage_tells_everybody(monkeypatch: pytest.MonkeyPatch) -> None
 
     with running() as (engine, worker):
         asyncio.run(scenario(engine, worker))
+
+
+def test_output_that_is_no_number_ends_its_request_and_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    poison = 13
+    forward = Stage.__call__
+
+    def poisoned(self: Stage, inputs: Any, cache: list[Any], pass_index: int = 0) -> Any:
+        logits = forward(self, inputs, cache, pass_index)
+        return mx.where((inputs[:, -1:] == poison)[..., None], mx.nan, logits)
+
+    monkeypatch.setattr(Stage, "__call__", poisoned)
+    healthy, ill = (1, 2, 3), (4, 5, poison)
+
+    async def work(engine: Engine, worker: Worker) -> None:
+        events = [collect(engine.generate(request(prompt))) for prompt in (healthy, ill, ill)]
+        first, *others = await asyncio.gather(*events, return_exceptions=True)
+        assert not isinstance(first, BaseException)
+        assert tokens_of(first) == lone_tokens(healthy, 8)
+        assert [type(other) for other in others] == [BrokenOutput, BrokenOutput]
+        assert tokens_of(await collect(engine.generate(request(healthy)))) == tokens_of(first)
+        await drained(engine, worker)
+
+    with running() as (engine, worker):
+        asyncio.run(work(engine, worker))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -220,23 +221,34 @@ LOGITS = mx.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]])
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(), SamplingParams(top_p=0.5, top_k=2)])
-def test_broken_logits_are_a_fault_that_records_nothing(params, broken):
+def test_broken_logits_are_named_and_leave_the_other_rows_alone(params, broken):
+    logits = mx.array([[1.0, 2.0, 3.0], [1.0, broken, 9.0]])
+    first, second = [], []
+    for answers, rows in ((first, logits), (second, LOGITS)):
+        sampler = Sampler(3)
+        sampler.add(7, params, [])
+        sampler.add(8, msgspec.structs.replace(params, logprobs=1), [])
+        sampled = sampler(rows, [7, 8])
+        tokens, records = sampled.record()
+        assert sampled.broken() == ((8,) if rows is logits else ())
+        assert (records[1] is None) == (rows is logits)
+        answers.append(tokens[0])
+        answers.append(sampler(LOGITS[:1], [7]).record()[0])
+    assert first == second
+    # Nothing was recorded for the broken row: it is still at output position 0.
     sampler = Sampler(3)
-    sampler.add(7, params, [])
     sampler.add(8, params, [])
-    with pytest.raises(EngineFault, match="sequence 8 at output position 0"):
-        sampler(mx.array([[1.0, 2.0, 3.0], [1.0, broken, 9.0]]), [7, 8]).record()
-    healthy, _ = sampler(LOGITS, [7, 8]).record()
-    again = Sampler(3)
-    again.add(7, params, [])
-    again.add(8, params, [])
-    assert healthy == again(LOGITS, [7, 8]).record()[0]
+    sampler(logits[1:], [8]).record()
+    healthy = Sampler(3)
+    healthy.add(8, params, [])
+    assert sampler(LOGITS[1:], [8]).record() == healthy(LOGITS[1:], [8]).record()
 
 
 @pytest.mark.parametrize("params", [GREEDY, SamplingParams(top_p=0.9, logit_bias={1: 4.0})])
-def test_a_row_of_minus_infinity_is_a_fault(params):
-    with pytest.raises(EngineFault, match="maximum is -inf"):
-        sample([-math.inf] * 3, params)
+def test_a_row_of_minus_infinity_is_broken(params):
+    sampler = Sampler(3)
+    sampler.add(0, params, [])
+    assert sampler(mx.array([[-math.inf] * 3]), [0]).broken() == (0,)
 
 
 @pytest.mark.parametrize(
