@@ -3,9 +3,13 @@
 # After `prepare_environment [extras]`: $python is the virtual environment's interpreter, the project is
 # installed in it, and on Linux numerics go through OpenBLAS if this machine has or can get it.
 
+unset CDPATH # with it, cd may go elsewhere and print where
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 python=$venv/bin/python
+
+# A program that was interrupted ends with an error of its own, which is not the reason to tell.
+trap 'exit 130' INT
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -29,38 +33,52 @@ find_python() {
     return 1
 }
 
-# A change of either asks for a new installation.
-fingerprint() {
-    "$python" -c '
-import hashlib, pathlib, sys
-content = pathlib.Path(sys.argv[1]).read_bytes() + sys.version.encode() + sys.argv[2].encode()
-print(hashlib.sha256(content).hexdigest())' "$root/pyproject.toml" "$venv"
+# What .venv must have been made for. Its console scripts carry its path, so it can't be moved.
+venv_description() {
+    "$python" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' 2>/dev/null || return
+    printf '%s\n' "$venv"
 }
 
+# The stamp is written last, so what was interrupted has none and is made anew.
 make_venv() {
-    local base
-    if [ -x "$python" ] && is_recent_python "$python"; then
+    local base output stamp=$venv/.complete
+    if [ -x "$python" ] && is_recent_python "$python" && [ -e "$stamp" ] &&
+        [ "$(cat "$stamp")" = "$(venv_description)" ]; then
         return
     fi
+    rm -rf "$venv" # first: where it is activated, its own python would be found
     base=$(find_python) || die "Python 3.10 or later with the venv module is needed" \
         "(Debian: apt-get install python3-venv; macOS: brew install python@3.12)"
     say "making .venv with $base"
-    rm -rf "$venv"
-    "$base" -m venv "$venv" || die "$base could not make a virtual environment in $venv"
+    output=$("$base" -m venv "$venv" 2>&1) ||
+        die "$base could not make a virtual environment in $venv: $output"
+    write_stamp "$stamp" "$(venv_description)"
 }
 
+# write_stamp FILE TEXT: whole or not at all
+write_stamp() { printf '%s\n' "$2" >"$1.partial" && mv "$1.partial" "$1"; }
+
 # install_project EXTRAS: "" or extras of pyproject.toml, joined by commas
+#
+# The stamp names the pyproject.toml that is installed and every choice of extras installed from it.
+# It is gone while pip works: an interrupted pip may have replaced half of what an older stamp stands for.
 install_project() {
-    local stamp=$venv/.installed${1:+-$1} wanted
-    wanted=$(fingerprint)
-    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
-        return
+    local extras=${1:-} stamp=$venv/.installed project choices=
+    project="pyproject.toml $(cksum <"$root/pyproject.toml")"
+    if [ "$(head -n 1 "$stamp" 2>/dev/null)" = "$project" ]; then
+        choices=$(sed 1d "$stamp")
+        if printf '%s\n' "$choices" | grep -qxF "extras: $extras"; then
+            return
+        fi
     fi
     say "installing into .venv (once; a few minutes on a slow line)"
+    rm -f "$stamp"
     "$python" -m pip install --disable-pip-version-check --retries 5 --timeout 60 \
-        --progress-bar on --editable "$root${1:+[$1]}" >&2 ||
+        --progress-bar on --editable "$root${extras:+[$extras]}" >&2 ||
         die "pip could not install the project; its message is above"
-    printf '%s\n' "$wanted" >"$stamp"
+    write_stamp "$stamp" "$project${choices:+
+$choices}
+extras: $extras"
 }
 
 find_openblas() {
