@@ -5,6 +5,7 @@ Order, later ones win: defaults in the code, {cluster,nodes,models,network}.yaml
 """
 
 from config.cli import add_arguments, from_arguments, render
+from config.digests import settings_digests
 from config.errors import ConfigError
 from config.models import DEMO, LayerRange, ModelConfig, Shard
 from config.nodes import NodeConfig, Ports
@@ -40,4 +41,5 @@ __all__ = [
     "from_arguments",
     "load",
     "render",
+    "settings_digests",
 ]

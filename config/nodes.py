@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -31,7 +32,10 @@ class NodeConfig(Section):
     node_id: Index = Field(
         description="Number of the node; orders the ranks unless cluster.ranks does."
     )
-    host: Text = Field(description="Host name or address by which the other nodes reach this one.")
+    host: Text = Field(
+        description="Host name or address by which the other nodes reach this one; with the ring "
+        "backend the addresses of mlx.launch's hostfile count instead."
+    )
     ports: Ports = Field(
         description="Ports [inference, communication, health]: the OpenAI API of this node, its "
         "frame link from the previous rank, its health and metrics."
@@ -52,6 +56,14 @@ class NodeConfig(Section):
         """The host, with all names of the loopback interface made one."""
         host = self.host.lower().rstrip(".")
         return "localhost" if host in LOOPBACK else host
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether `host` means all addresses of a machine (0.0.0.0, ::), so that nobody can connect to it."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_unspecified
+    except ValueError:  # a name
+        return False
 
 
 def node_by_rule(node_id: int, taken: Collection[int]) -> NodeConfig:

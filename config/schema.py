@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from config.errors import ConfigError, InvalidSetting
 from config.keys import Path, closest, format_key
 from config.models import LayerRange, ModelConfig, Shard, is_source, unlisted_model
-from config.nodes import NodeConfig, node_by_rule
+from config.nodes import NodeConfig, is_wildcard, node_by_rule
 from config.section import DYNAMIC, Section
 from config.values import Auto, Count, Index, Name, Port, Seconds, Share, Size, Text
 
@@ -59,6 +59,10 @@ class CoordinatorConfig(Section):
         description="Heartbeats in a row that may be missing before a node counts as dead.",
         json_schema_extra=DYNAMIC,
     )
+
+    def reached_at(self, leader: str) -> str:
+        """Where the other ranks reach it: `host` if that is one address, else that of rank 0, `leader`."""
+        return leader if self.host is None or is_wildcard(self.host) else self.host
 
 
 class ApiGatewayConfig(Section):

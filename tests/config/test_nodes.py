@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from config import Config, ConfigError
+from config import Config, ConfigError, load
 
 
 def node(node_id, host="localhost", first=None):
@@ -158,3 +158,19 @@ def test_layer_ranges_against_the_order_of_the_ranks():
 def test_sharding_names_a_strange_node(key, reason):
     with pytest.raises(ValidationError, match=reason):
         sharded({"node_0": {"layers": [0, 4]}, key: {"layers": [5, 7]}})
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("auto", "mini1.local"),
+        ("0.0.0.0", "mini1.local"),
+        ("'::'", "mini1.local"),
+        ("'[::]'", "mini1.local"),
+        ("10.0.0.7", "10.0.0.7"),
+        ("leader.local", "leader.local"),
+    ],
+)
+def test_nobody_dials_a_wildcard_address(host: str, expected: str) -> None:
+    coordinator = load(None, {}, [f"coordinator.host={host}"]).config.coordinator
+    assert coordinator.reached_at("mini1.local") == expected

@@ -1,0 +1,33 @@
+"""What must be configured alike on all nodes, as one short digest for each section."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+from config.schema import Config
+
+SHARED = ("cluster", "coordinator", "api_gateway", "scheduler", "network", "nodes")
+
+# A node may listen on an address of its own, and keep the model in a folder of its own.
+OWN_MATTERS: Mapping[str, frozenset[str]] = {"api_gateway": frozenset({"host"})}
+OWN_MATTERS_OF_THE_MODEL = frozenset({"source"})
+
+
+def settings_digests(config: Config) -> dict[str, str]:
+    """Section name to digest: equal on nodes that can work together.
+
+    Of the models only the served one counts, without its name and source: whether the files are the same is
+    told by their fingerprint.
+    """
+    sections: dict[str, object] = config.model_dump(
+        mode="json", include=set(SHARED), exclude={k: set(v) for k, v in OWN_MATTERS.items()}
+    )
+    sections["models"] = config.model.model_dump(mode="json", exclude=set(OWN_MATTERS_OF_THE_MODEL))
+    return {name: _digest(content) for name, content in sections.items()}
+
+
+def _digest(content: object) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
