@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import secrets
-import socket
 from collections.abc import Sequence
-from importlib.metadata import version
+from typing import TypeVar
 
 import msgspec
 import structlog
 
 from config import Config, NodeConfig
+from pipeline.card import PROJECT, VERSIONED, Card, Introduction, differing_sections
 from pipeline.errors import ModelError, PipelineError, PlanError
 from pipeline.link import Peer
 from pipeline.plan import LayerRange, ModelCosts, NodeResources, Plan, plan
@@ -20,28 +17,11 @@ from pipeline.ring import Ring, ring_addresses
 
 log = structlog.get_logger()
 
-VERSIONED = ("mlx", "mlx-lm", "mlx-cluster")
-"""Packages whose versions must be the same on all nodes."""
+T = TypeVar("T", Introduction, Card)
 
 
 class MeetingFailed(PipelineError):
     """Another rank can't take part, or the nodes don't fit together; the message says which and why."""
-
-
-class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a rank tells all others before anything is planned."""
-
-    epoch: int  # rank 0's counts
-    node: str
-    machine: str  # equal for ranks on the same machine
-    pid: int
-    python: str
-    versions: dict[str, str]
-    memory_bytes: int  # that weights and caches may take, of this machine
-    speed: float
-    settings: str  # digest of what must be configured alike
-    fingerprint: str = ""  # of the model; empty with an error
-    error: str = ""  # why this rank can't take part
 
 
 class Meeting(msgspec.Struct, frozen=True):
@@ -93,38 +73,20 @@ class Meeting(msgspec.Struct, frozen=True):
         ]
 
 
-def make_card(
-    node: NodeConfig, memory_bytes: int, settings: str, fingerprint: str = "", error: str = ""
-) -> Card:
-    """The card of this process."""
-    return Card(
-        epoch=secrets.randbits(48),
-        node=node.name,
-        machine=socket.gethostname(),
-        pid=os.getpid(),
-        python=platform.python_version(),
-        versions={package: version(package) for package in VERSIONED},
-        memory_bytes=memory_bytes,
-        speed=node.speed,
-        settings=settings,
-        fingerprint=fingerprint,
-        error=error,
-    )
-
-
 def meet(ring: Ring, config: Config, card: Card) -> Meeting:
     """Exchange cards with all ranks.
 
     Raises MeetingFailed, with the same sentence on every rank, if one can't take part or they don't fit.
     """
-    cards = tuple(msgspec.convert(c, Card) for c in ring.exchange(msgspec.to_builtins(card)))
+    shown = ring.exchange(msgspec.to_builtins(card))
+    # Cards of another version may have other fields, so the versions come before the rest.
+    _check_introductions([_read(c, Introduction, rank) for rank, c in enumerate(shown)])
+    cards = tuple(_read(c, Card, rank) for rank, c in enumerate(shown))
     _raise_errors([(c.node, c.error) for c in cards])
-    _check_equal(cards, "settings", [c.settings for c in cards])
-    for package in VERSIONED:
-        _check_equal(cards, package, [c.versions[package] for c in cards])
-    _check_equal(cards, "model files (fingerprint)", [c.fingerprint for c in cards])
+    _check_settings(cards)
+    _check_equal("model files (fingerprint)", [(c.node, c.fingerprint) for c in cards])
     nodes = config.nodes_of(ring.size)
-    hosts = _hosts(cards, nodes)
+    hosts = _hosts(cards)
     if len(set(hosts)) < len(hosts):
         config.check_one_host(ring.size)
     return Meeting(ring.rank, cards, nodes, hosts)
@@ -179,19 +141,55 @@ def _raise_errors(errors: Sequence[tuple[str, str]]) -> None:
     raise MeetingFailed(f"{node}: {reason}")
 
 
-def _check_equal(cards: Sequence[Card], what: str, values: Sequence[str]) -> None:
-    for card, value in zip(cards, values, strict=True):
-        if value != values[0]:
+def _read(shown: object, kind: type[T], rank: int) -> T:
+    try:
+        return msgspec.convert(shown, kind)
+    except msgspec.ValidationError as error:
+        raise MeetingFailed(
+            f"the card of rank {rank} can't be read ({error}); "
+            f"install the same version of {PROJECT} on all nodes."
+        ) from error
+
+
+def _check_introductions(ranks: Sequence[Introduction]) -> None:
+    for package in VERSIONED:
+        found = [(r.node, r.versions.get(package, "an unknown version")) for r in ranks]
+        _check_equal(package, found, "; install the same version on all nodes")
+    protocols = [(r.node, f"version {r.protocol}") for r in ranks]
+    _check_equal("protocol", protocols, f"; install the same {PROJECT} on all nodes")
+
+
+def _check_equal(what: str, values: Sequence[tuple[str, str]], advice: str = "") -> None:
+    """`values`: what each node has."""
+    first, expected = values[0]
+    for node, value in values:
+        if value != expected:
             raise MeetingFailed(
-                f"the nodes differ in {what}: {cards[0].node} has {values[0]}, {card.node} {value}."
+                f"the nodes differ in {what}: {first} has {expected}, {node} {value}{advice}."
             )
 
 
-def _hosts(cards: Sequence[Card], nodes: Sequence[NodeConfig]) -> tuple[str, ...]:
-    """The ring's hostfile counts; without one (MPI), loopback if all share a machine, else nodes.yaml."""
+def _check_settings(cards: Sequence[Card]) -> None:
+    first = cards[0]
+    for card in cards:
+        if sections := differing_sections(first.settings, card.settings):
+            raise MeetingFailed(
+                f"{first.node} and {card.node} are configured differently in "
+                f"{', '.join(sections)}; give all nodes the same files in config/."
+            )
+
+
+def _hosts(cards: Sequence[Card]) -> tuple[str, ...]:
+    """The ring's hostfile counts; without one (MPI), loopback if all share a machine, else the cards."""
     addresses = ring_addresses(len(cards))
     if addresses is not None:
         return tuple(addresses)
     if len({card.machine for card in cards}) == 1:
         return ("127.0.0.1",) * len(cards)
-    return tuple(node.host for node in nodes)
+    lost = next((card.node for card in cards if not card.host), None)
+    if lost is not None:
+        raise MeetingFailed(
+            f"{lost} shares no machine with the others and has no address: "
+            "name it in config/nodes.yaml, or set coordinator.host to the address of rank 0."
+        )
+    return tuple(card.host for card in cards)

@@ -6,7 +6,6 @@ Everything that touches MLX happens in this one thread.  The asyncio side follow
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import threading
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ import structlog
 from mlx.utils import tree_flatten
 
 from config import DEMO, Config, ConfigError
+from pipeline.card import make_card
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.demo_model import ensure_demo_model
 from pipeline.engine import Engine
 from pipeline.errors import EngineFault, FrameError, ModelError, PipelineError, TransportError
 from pipeline.frames import Loaded
 from pipeline.link import KeepAlive, Links, join, listen
-from pipeline.meeting import Meeting, agree, make_card, meet, place_layers
+from pipeline.meeting import Meeting, agree, meet, place_layers
 from pipeline.plan import LayerRange, Plan
 from pipeline.plan.resources import this_node
 from pipeline.ring import Ring
@@ -226,13 +226,8 @@ class Rank:
             checkpoint = open_checkpoint(config, self._on_progress)
         except (ModelError, ConfigError) as error:
             problem = str(error)
-        card = make_card(
-            node,
-            memory,
-            settings=_settings_digest(config),
-            fingerprint=checkpoint.fingerprint if checkpoint else "",
-            error=problem,
-        )
+        fingerprint = checkpoint.fingerprint if checkpoint else ""
+        card = make_card(config, node, memory, fingerprint, error=problem)
         meeting = meet(ring, config, card)
         if checkpoint is None:
             raise EngineFault("a rank without a model was let in")
@@ -335,9 +330,3 @@ def max_model_len(config: Config, checkpoint: Checkpoint) -> int | None:
     """Longest sequence in tokens: the smaller of what is configured and what the model allows."""
     known = [n for n in (config.model.max_model_len, checkpoint.max_model_len) if n is not None]
     return min(known, default=None)
-
-
-def _settings_digest(config: Config) -> str:
-    """Equal on nodes whose configuration of the model, the nodes and the cluster is equal."""
-    parts = (config.cluster, config.model, dict(config.nodes))
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:12]

@@ -179,8 +179,8 @@ def one_rank_differs(folder: Path, shell: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("shell", "says"),
     [
-        ("export MLXC_CLUSTER__NAME=other", ("differ", "settings")),
-        ("export MLXC_NODES__N0__SPEED=2", ("differ", "settings")),
+        ("export MLXC_CLUSTER__NAME=other", ("configured differently in cluster", "n0", "n1")),
+        ("export MLXC_NODES__N0__SPEED=2", ("configured differently in nodes",)),
         ("export MLXC_MODELS__M__SOURCE=/nowhere", ("n1", "/nowhere")),
     ],
 )

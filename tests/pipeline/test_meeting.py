@@ -1,0 +1,166 @@
+"""The conclusions that ranks draw from their cards: who can't take part, who differs, who is where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from config import Config, load
+from pipeline.card import Card, make_card
+from pipeline.errors import ModelError
+from pipeline.meeting import Meeting, MeetingFailed, agree, meet
+
+Change = Callable[[dict[str, Any]], None]
+
+
+class Table:
+    """Stands for the ring of one rank: hands out the cards that all ranks show."""
+
+    def __init__(self, shown: list[dict[str, Any]]) -> None:
+        self.rank, self.size, self._shown = 0, len(shown), shown
+
+    def exchange(self, card: dict[str, Any]) -> list[dict[str, Any]]:
+        return json.loads(json.dumps([card, *self._shown[1:]]))  # type: ignore[no-any-return]
+
+
+def configured(*overrides: str) -> Config:
+    return load(None, {}, overrides).config
+
+
+def cards(config: Config, size: int, **changes: object) -> list[Card]:
+    """Of ranks on machines of their own."""
+    made = [make_card(config, node, 10**9, "f") for node in config.nodes_of(size)]
+    return [
+        msgspec.structs.replace(card, **{"machine": f"machine {rank}", **changes})
+        for rank, card in enumerate(made)
+    ]
+
+
+def sit(config: Config, shown: list[Card], change: Change | None = None) -> Meeting:
+    """`change`: what the last rank shows otherwise."""
+    plain = [msgspec.to_builtins(card) for card in shown]
+    if change is not None:
+        change(plain[-1])
+    return meet(Table(plain), config, shown[0])  # type: ignore[arg-type]
+
+
+@pytest.fixture(autouse=True)
+def _no_hostfile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLX_HOSTFILE", raising=False)
+
+
+def fails(config: Config, shown: list[Card], change: Change) -> str:
+    with pytest.raises(MeetingFailed) as failure:
+        sit(config, shown, change)
+    return str(failure.value)
+
+
+def test_sections_and_nodes_that_are_configured_differently_are_named() -> None:
+    config = configured()
+    other = configured("network.step_timeout=7", "coordinator.port=8500")
+    shown = cards(config, 3)
+    shown[2] = make_card(other, other.nodes_of(3)[2], 10**9, "f")
+    assert fails(config, shown, lambda _: None) == (
+        "mini1 and master are configured differently in coordinator, network; "
+        "give all nodes the same files in config/."
+    )
+
+
+@pytest.mark.parametrize("package", ["mlx-cluster", "mlx-lm", "mlx"])
+def test_another_version_is_named_whatever_else_its_card_has(package: str) -> None:
+    """Also before an error that may come from it."""
+
+    def older(card: dict[str, Any]) -> None:
+        card["versions"][package] = "0.0.9"
+        card["a field of another version"] = 1
+        card["error"] = "this mlx-lm does not know the architecture"
+        del card["machine"]
+
+    config = configured()
+    mine = cards(config, 2)[0].versions[package]
+    assert fails(config, cards(config, 2), older) == (
+        f"the nodes differ in {package}: mini1 has {mine}, mini2 0.0.9; "
+        "install the same version on all nodes."
+    )
+
+
+def test_another_protocol_is_named() -> None:
+    def older(card: dict[str, Any]) -> None:
+        card["protocol"] = 1
+        card["a field of another protocol"] = 1
+
+    message = fails(configured(), cards(configured(), 2), older)
+    assert message.startswith("the nodes differ in protocol: mini1 has version ")
+    assert "mini2 version 1;" in message
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda card: card.update(memory_bytes="much"),
+        lambda card: card.update(unheard_of=1),
+        lambda card: card.pop("node"),
+    ],
+)
+def test_a_card_that_cannot_be_read_fails_by_rank(change: Change) -> None:
+    message = fails(configured(), cards(configured(), 2), change)
+    assert message.startswith("the card of rank 1 can't be read (")
+
+
+def test_other_model_files_are_named() -> None:
+    message = fails(
+        configured(), cards(configured(), 2), lambda card: card.update(fingerprint="other")
+    )
+    assert message == "the nodes differ in model files (fingerprint): mini1 has f, mini2 other."
+
+
+def test_one_that_cannot_take_part_is_named_and_a_reason_of_all_is_not() -> None:
+    config = configured()
+    assert (
+        fails(config, cards(config, 2), lambda c: c.update(error="no disk.")) == "mini2: no disk."
+    )
+    with pytest.raises(ModelError, match=r"^no model\.$"):
+        sit(config, cards(config, 2, error="no model."))
+    meeting = sit(config, cards(config, 2))
+    with pytest.raises(MeetingFailed, match=r"^mini2: port taken$"):
+        agree(Table([{}, {"error": "port taken"}]), meeting, "")  # type: ignore[arg-type]
+
+
+def test_ranks_that_share_a_machine_share_its_memory() -> None:
+    config = configured()
+    apart = sit(config, cards(config, 3))
+    assert [apart.memory_bytes(rank) for rank in range(3)] == [10**9] * 3
+    together = sit(config, cards(config, 3, machine="one"))
+    assert [together.memory_bytes(rank) for rank in range(3)] == [10**9 // 3] * 3
+
+
+def test_the_hostfile_of_the_ring_says_where_ranks_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    path = tmp_path / "hosts"
+    path.write_text(json.dumps([["10.0.0.1:5000"], ["10.0.0.2:5000"]]))
+    monkeypatch.setenv("MLX_HOSTFILE", str(path))
+    assert sit(configured(), cards(configured(), 2)).hosts == ("10.0.0.1", "10.0.0.2")
+
+
+def test_without_a_hostfile_ranks_are_where_their_cards_say() -> None:
+    config = configured()
+    assert sit(config, cards(config, 2)).hosts == ("mini1.local", "mini2.local")
+    assert sit(config, cards(config, 2, machine="one")).hosts == ("127.0.0.1", "127.0.0.1")
+
+
+def test_a_node_by_rule_is_at_its_address_towards_the_coordinator() -> None:
+    config = configured("nodes={}", "coordinator.host=127.0.0.1")
+    assert [card.host for card in cards(config, 2)] == ["127.0.0.1"] * 2
+    nowhere = configured("nodes={}")
+    message = fails(nowhere, cards(nowhere, 2), lambda _: None)
+    assert "node0 shares no machine with the others and has no address" in message
+
+
+def test_a_node_of_the_loopback_is_not_where_others_look_for_it() -> None:
+    config = configured("nodes.mini1.host=localhost", "nodes.mini2.host=127.0.0.1")
+    assert [card.host for card in cards(config, 3)] == ["", "", "master.local"]
