@@ -34,9 +34,8 @@ from pipeline.errors import CheckpointError
 from pipeline.plan import LayerRange, ModelCosts
 from pipeline.split import Blueprint, Stage, probe
 
-GROUP_BYTES = (
-    128 << 20
-)  # evaluated at once: bounds what stacking and converting hold besides the result
+# Evaluated at once: bounds what stacking and converting hold besides the result.
+GROUP_BYTES = 128 << 20
 
 _LENGTH_KEYS = (
     "max_position_embeddings",
@@ -47,6 +46,8 @@ _LENGTH_KEYS = (
     "seq_length",
     "n_ctx",
 )
+
+_LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,7 @@ class Checkpoint:
     @property
     def max_model_len(self) -> int | None:
         """Longest sequence in tokens that the model was made for; None if its config does not say."""
-        text = self.config.get("text_config")
-        for config in (self.config, text if isinstance(text, dict) else {}):
+        for config in _levels(self.config):
             for key in _LENGTH_KEYS:
                 if isinstance(value := config.get(key), int) and value > 0:
                     return value
@@ -219,7 +219,21 @@ def _read_config(path: Path) -> Config:
         raise CheckpointError(f"{file} does not hold a JSON object; download it again.") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} does not hold a JSON object; download it again.")
+    for level in _levels(config):
+        for key in _LAYER_KEYS:
+            if isinstance(value := level.get(key), int) and value < 1:
+                raise CheckpointError(
+                    f"{file} has {key} {value}; a model needs at least one layer."
+                )
     return config
+
+
+def _levels(config: Config) -> Iterator[Config]:
+    """The config itself, and what it says of the language model where that is a part of it."""
+    yield config
+    text = config.get("text_config")
+    if isinstance(text, dict):
+        yield text
 
 
 def _forget_weights(model: Any) -> None:

@@ -27,6 +27,18 @@ Classes: TypeAlias = tuple[Any, Any]  # of a model and of its arguments
 # What code of an architecture raises over a config that it can't digest.
 CONFIG_FAULTS = (KeyError, TypeError, AttributeError, IndexError, AssertionError, ArithmeticError)
 
+# What a file of Python may raise when it is run; SystemExit is how mlx-lm's olmo reports a missing package.
+CODE_FAULTS = (
+    *CONFIG_FAULTS,
+    ImportError,
+    NameError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    SystemExit,
+    ValueError,
+)
+
 _DETAIL = 300  # characters of a library's message that are passed on
 
 
@@ -52,13 +64,27 @@ def model_classes(path: Path, config: Config, trust_remote_code: bool) -> Classe
         return _custom_classes(path, str(file), trust_remote_code)
     if not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"{path / 'config.json'} has no model_type.")
+    about = f"{path / 'config.json'} has model_type {config['model_type']!r}, which"
     try:
         return _get_classes(config)  # type: ignore[no-any-return]
     except ValueError as error:
+        missing = _missing_package(error)
+        if missing:
+            reason = f"needs the Python package {missing}, which is not installed"
+        else:
+            reason = "this version of mlx-lm does not support"
+        raise UnsupportedModel(f"{about} {reason}.") from error
+    except SystemExit as error:
         raise UnsupportedModel(
-            f"{path / 'config.json'} has model_type {config['model_type']!r}, "
-            "which this version of mlx-lm does not support."
+            f"{about} needs a Python package that is not installed; mlx-lm names it above."
         ) from error
+
+
+def _missing_package(error: ValueError) -> str:
+    """What mlx-lm could not import for a model that it has; else nothing."""
+    cause = error.__cause__
+    name = cause.name if isinstance(cause, ImportError) else None
+    return "" if name is None or name.startswith("mlx_lm.models.") else name
 
 
 def _custom_classes(path: Path, file: str, trusted: bool) -> Classes:
@@ -71,8 +97,12 @@ def _custom_classes(path: Path, file: str, trusted: bool) -> Classes:
     if spec is None or spec.loader is None or not (path / file).is_file():
         raise CheckpointError(f"{path / 'config.json'} names {file}, which is missing.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Model, module.ModelArgs
+    try:
+        spec.loader.exec_module(module)
+        return module.Model, module.ModelArgs
+    except CODE_FAULTS as error:
+        detail = f"{type(error).__name__}: {error}"[:_DETAIL]
+        raise UnsupportedModel(f"{path / file} can't be used as a model ({detail}).") from error
 
 
 def build(

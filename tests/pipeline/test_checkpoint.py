@@ -240,6 +240,8 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
         ({"num_hidden_layers": 5}, r"do not match its config\.json: Missing 9 parameters"),
         ({"num_hidden_layers": 3}, r"do not match its config\.json: Received 9 parameters"),
         ({"hidden_size": 64}, r"do not match its config\.json: Expected shape"),
+        ({"num_hidden_layers": 0}, "has num_hidden_layers 0; a model needs at least one layer"),
+        ({"text_config": {"n_layers": -1}}, "has n_layers -1; a model needs at least one layer"),
     ],
 )
 def test_a_config_of_another_model(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -288,58 +290,3 @@ def test_a_file_that_is_no_safetensors(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model-layer2.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"model-layer2\.safetensors"):
         Checkpoint.open(tmp_path)
-
-
-CUSTOM = """
-import mlx.core as mx
-from mlx_lm.models import llama
-from mlx_lm.models.llama import ModelArgs
-
-
-class Model(llama.Model):
-    def sanitize(self, weights):
-        if {looks_while_loading} and mx.any(mx.isnan(weights["model.norm.weight"])).item():
-            raise ValueError("NaN in the norm")
-        return weights
-
-    def __call__(self, tokens, cache=None):
-        if {looks_while_running}:
-            self.model.norm.weight.tolist()
-        return super().__call__(tokens, cache)
-"""
-
-
-def trust_custom(folder: Path, loading: bool, running: bool) -> Checkpoint:
-    make_folder(folder, LLAMA)
-    (folder / "config.json").write_text(json.dumps(LLAMA | {"model_file": "own.py"}))
-    code = CUSTOM.format(looks_while_loading=loading, looks_while_running=running)
-    (folder / "own.py").write_text(code)
-    return Checkpoint.open(folder, trust_remote_code=True)
-
-
-def test_an_architecture_that_looks_at_weights_while_loading_gets_all_files(tmp_path: Path) -> None:
-    checkpoint = trust_custom(tmp_path, loading=True, running=False)
-    assert len(checkpoint.files(1, 2)) == 6
-    assert len(parameters(checkpoint.load_stage(1, 2))) == 9
-
-
-def test_an_architecture_that_looks_at_weights_while_running_can_be_measured(
-    tmp_path: Path,
-) -> None:
-    checkpoint = trust_custom(tmp_path, loading=False, running=True)
-    assert checkpoint.num_layers == 4
-    # Its code reads the norm before the layers, which happens on every stage.
-    assert checkpoint.files(1, 2) == {"model-layer1.safetensors", "model-last.safetensors"}
-
-
-def test_code_that_comes_with_a_model_runs_only_if_trusted(tmp_path: Path) -> None:
-    make_folder(tmp_path, LLAMA)
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"model_file": "own.py"}))
-    (tmp_path / "own.py").write_text("from mlx_lm.models.llama import Model, ModelArgs")
-    with pytest.raises(UnsupportedModel, match=r"its own code \(own\.py\); set trust_remote_code"):
-        Checkpoint.open(tmp_path)
-    trusted = Checkpoint.open(tmp_path, trust_remote_code=True)
-    assert len(trusted.load_stage(1, 2).parameter_names()) == 9
-    (tmp_path / "own.py").unlink()
-    with pytest.raises(CheckpointError, match=r"names own\.py, which is missing"):
-        Checkpoint.open(tmp_path, trust_remote_code=True)
