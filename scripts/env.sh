@@ -7,6 +7,7 @@ unset CDPATH # with it, cd may go elsewhere and print where
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=$root/.venv
 python=$venv/bin/python
+CUDA_13_DRIVER=580 # the first one for CUDA 13, for which pyproject.toml takes MLX's wheel
 
 # A program that was interrupted ends with an error of its own, which is not the reason to tell.
 trap 'exit 130' INT
@@ -33,6 +34,26 @@ find_python() {
     return 1
 }
 
+# The extra with MLX's backend for this machine. Both hold the same files, so a .venv is made for one of
+# them and keeps it.
+choose_accelerator() {
+    local driver
+    if [ "$(uname -s)" != Linux ]; then
+        return # Metal comes with MLX itself
+    fi
+    # A driver that hangs must not hold up the start. With several devices there are several lines.
+    driver=$(timeout 20 nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null) ||
+        driver=
+    if [ "${driver%%.*}" -ge "$CUDA_13_DRIVER" ] 2>/dev/null; then
+        printf 'cuda\n'
+        return
+    fi
+    if [ -n "$driver" ]; then
+        say "note: MLX uses NVIDIA devices from driver $CUDA_13_DRIVER on, here is ${driver%%.*}: using the CPU"
+    fi
+    printf 'cpu\n'
+}
+
 # What .venv must have been made for. Its console scripts carry its path, so it can't be moved.
 venv_description() {
     "$python" -c 'import sys; print("Python %d.%d" % sys.version_info[:2])' 2>/dev/null || return
@@ -52,6 +73,7 @@ make_venv() {
     say "making .venv with $base"
     output=$("$base" -m venv "$venv" 2>&1) ||
         die "$base could not make a virtual environment in $venv: $output"
+    choose_accelerator >"$venv/.accelerator"
     write_stamp "$stamp" "$(venv_description)"
 }
 
@@ -106,12 +128,10 @@ install_openblas() {
     ' </dev/null >/dev/null 2>&1
 }
 
-has_cuda() { "$python" -c 'import mlx.core as mx, sys; sys.exit(not mx.cuda.is_available())'; }
-
 # MLX's CPU wheel for Linux carries the reference BLAS, which is many times slower than OpenBLAS.
 use_openblas() {
     local library
-    if [ "$(uname -s)" != Linux ] || has_cuda; then
+    if [ "$(cat "$venv/.accelerator")" != cpu ]; then
         return 0
     fi
     library=$(find_openblas)
@@ -128,7 +148,9 @@ use_openblas() {
 }
 
 prepare_environment() {
+    local extras
     make_venv
-    install_project "${1:-}"
+    extras=$(cat "$venv/.accelerator")
+    install_project "$extras${1:+${extras:+,}$1}"
     use_openblas
 }

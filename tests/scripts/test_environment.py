@@ -139,6 +139,43 @@ def test_another_pyproject_is_installed_with_all_choices(project: Path) -> None:
     assert installations(project) == 4
 
 
+@pytest.mark.parametrize(
+    ("system", "nvidia_smi", "chosen"),
+    [
+        ("Darwin", "echo 580.1", ""),
+        ("Linux", "exit 127", "cpu"),
+        ("Linux", "echo 580.159.03; echo 580.159.03", "cuda"),
+        ("Linux", "echo 1000.1", "cuda"),
+        ("Linux", "echo 575.64.03", "cpu"),
+        ("Linux", "echo 'NVIDIA-SMI has failed'; exit 9", "cpu"),
+        ("Linux", "echo '[N/A]'", "cpu"),
+    ],
+)
+def test_mlx_gets_the_backend_of_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, system: str, nvidia_smi: str, chosen: str
+) -> None:
+    for name, script in (("uname", f"echo {system}"), ("nvidia-smi", nvidia_smi)):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    finish(start("choose_accelerator >$1/chosen", tmp_path))
+    assert (tmp_path / "chosen").read_text().strip() == chosen
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "extras", "installed"),
+    [("cpu", "", "[cpu]"), ("cuda", "mpi", "[cuda,mpi]"), ("", "mpi", "[mpi]"), ("", "", "")],
+)
+def test_the_extras_have_exactly_one_backend(
+    project: Path, accelerator: str, extras: str, installed: str
+) -> None:
+    (project / ".venv/.accelerator").write_text(accelerator)
+    finish(start(f"make_venv() {{ :; }}; prepare_environment {extras}", project))
+    asked_for = (project / ".venv/bin/calls").read_text().split()[-1]
+    assert asked_for == f"{project}{installed}"
+
+
 def test_cdpath_does_not_mislead_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "scripts").mkdir()
     monkeypatch.setenv("CDPATH", str(tmp_path))

@@ -70,8 +70,8 @@ def test_without_a_recent_python_it_says_what_to_install(tmp_path: Path) -> None
 
 
 def test_no_openblas_is_no_failure(tmp_path: Path) -> None:
-    fake_python(tmp_path, "not_cuda", 1)
-    command = 'python="$1/not_cuda"; find_openblas() { :; }; install_openblas() { return 1; }'
+    (tmp_path / ".accelerator").write_text("cpu\n")
+    command = "venv=$1; find_openblas() { :; }; install_openblas() { return 1; }"
     used = bash(
         f'{command}; use_openblas; echo "[${{LD_PRELOAD:-}}]"', str(tmp_path), LD_PRELOAD=""
     )
