@@ -42,6 +42,8 @@ def format_size(size: int) -> int | str:
 
 
 def _only_int_or_text(value: object) -> object:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # 1e9
     if isinstance(value, (bool, float)) or not isinstance(value, (int, str)):
         raise ValueError(SIZE_EXPECTED)
     return value

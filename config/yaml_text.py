@@ -5,6 +5,7 @@ Duplicate keys, keys that are not strings, aliases and tags beyond YAML's plain 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import yaml
@@ -45,6 +46,11 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)
+
+# 1e9 is a number, as in YAML 1.2; in 1.1, which PyYAML reads, it would have to be 1.0e+9.
+_EXPONENT = re.compile(r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
 def read_leaves(text: str, source: str) -> Iterator[Leaf]:

@@ -167,3 +167,11 @@ def test_lookup_of_the_folder(tmp_path, monkeypatch):
     assert load(None, {}).origin("cluster.name") == "config/cluster.yaml"
     asked = write_folder(tmp_path / "asked", cluster="cluster: {name: asked}")
     assert load(asked, {}).config.cluster.name == "asked"
+
+
+def test_sizes_and_seconds_may_have_an_exponent():
+    settings = load(None, {}, ["nodes.mini1.memory=16e9", "network.step_timeout=6e1"])
+    assert settings.config.nodes["mini1"].memory == 16 * 10**9
+    assert settings.config.network.step_timeout == 60
+    with pytest.raises(ConfigError, match=r"memory = 0\.15: should be a number of bytes"):
+        load(None, {}, ["nodes.mini1.memory=1.5e-1"])

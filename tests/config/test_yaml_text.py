@@ -53,6 +53,20 @@ def test_a_null_inside_a_section_is_a_value():
     assert [leaf.value for leaf in read_leaves("a: {b: null}", "x.yaml")] == [None]
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("1e9", 1e9), ("1.5E-3", 0.0015), ("-2e+1", -20.0), (".5e1", 5.0), ("1_0.e2", 1000.0)],
+)
+def test_numbers_with_an_exponent(text, value):
+    assert read_value(text, "test") == value
+    assert write_value(text) == f"'{text}'"
+
+
+@pytest.mark.parametrize("text", ["e9", "1e", "1e9GB", "0x1e9z", "1e9-abc"])
+def test_text_that_only_begins_like_one(text):
+    assert read_value(text, "test") == text
+
+
 def test_dates_stay_text():
     assert read_value("2024-01-31", "test") == "2024-01-31"
 
