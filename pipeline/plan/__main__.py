@@ -14,12 +14,11 @@ from pathlib import Path
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 import config
-from pipeline.checkpoint import Checkpoint
-from pipeline.demo_model import ensure_demo_model
 from pipeline.errors import PipelineError, PlanError
 from pipeline.plan.records import LayerRange, NodeResources
 from pipeline.plan.solver import RESERVE_TOKENS, gigabytes, plan
 from pipeline.plan.table import render
+from pipeline.served_model import open_checkpoint
 
 _BYTES = TypeAdapter(ByteSize)
 
@@ -62,16 +61,12 @@ def _parser() -> argparse.ArgumentParser:
 def _report(options: argparse.Namespace) -> str:
     settings = config.load(options.config, os.environ, options.set, {"model": options.model})
     nodes, explicit = (
-        (_parse_nodes(options.nodes), None) if options.nodes else _configured(settings.config)
+        _configured(settings.config)
+        if options.nodes is None
+        else (_parse_nodes(options.nodes), None)
     )
     model = settings.config.model
-    checkpoint = Checkpoint.open(
-        ensure_demo_model() if model.source == config.DEMO else model.source,
-        model.revision,
-        model.trust_remote_code,
-        _say,
-    )
-    costs = checkpoint.costs()
+    costs = open_checkpoint(settings.config, _say).costs()
     result = plan(costs, nodes, explicit, reserve_tokens=options.reserve_tokens)
     return (
         f"{model.name or model.source}: {costs.num_layers} layers, "
@@ -99,6 +94,8 @@ def _configured(
 
 
 def _parse_nodes(text: str) -> list[NodeResources]:
+    if not text.strip():
+        raise PlanError("--nodes names no node; write for example mini1:16GB,master:32GB.")
     return [_parse_node(part) for part in text.split(",")]
 
 

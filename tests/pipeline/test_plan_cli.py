@@ -58,6 +58,8 @@ def test_explicit_ranges_of_the_configuration(
         ("a:1GB:nan", "--nodes: 'nan' of a is not a speed above 0"),
         ("a:1GB:1:1", "--nodes: 'a:1GB:1:1' is not NAME"),
         ("a,,b", "--nodes: '' is not NAME"),
+        ("", "--nodes names no node"),
+        (" ", "--nodes names no node"),
         ("a,b,c,d,e", "5 nodes are more than the 4 layers"),
         ("a:20KB,b:20KB", "use more or larger nodes"),
     ],

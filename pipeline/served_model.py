@@ -1,0 +1,19 @@
+"""From the configured model to its files."""
+
+from __future__ import annotations
+
+from config import DEMO, Config
+from pipeline.checkpoint import Checkpoint, Progress
+from pipeline.demo_model import ensure_demo_model
+
+
+def open_checkpoint(config: Config, progress: Progress) -> Checkpoint:
+    """The files of the model to serve; the demo model is made first if it is not there.
+
+    Raises ModelError.
+    """
+    model = config.model
+    source = model.source
+    if source == DEMO:
+        source = str(ensure_demo_model(progress=lambda line: progress(line, 0, 1)))
+    return Checkpoint.open(source, model.revision, model.trust_remote_code, progress)
