@@ -63,6 +63,15 @@ class ModelConfig(Section):
     )
 
     @model_validator(mode="after")
+    def _check_revision(self) -> ModelConfig:
+        if self.revision is not None and not is_hub_id(self.source):
+            reason = (
+                f"only models on the hub (owner/name) have revisions; the source is {self.source}"
+            )
+            raise InvalidSetting(("revision",), reason)
+        return self
+
+    @model_validator(mode="after")
     def _check_sharding(self) -> ModelConfig:
         if self.sharding is not None:
             _check_shards(self.sharding, self.total_layers)
@@ -95,6 +104,11 @@ def _check_shards(shards: Mapping[str, Shard], total_layers: int | None) -> None
             )
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether a source has the form owner/name.  A folder of that form needs ./ in front."""
+    return source.count("/") == 1 and not source.startswith(("/", "~", "."))
+
+
 def is_source(text: str) -> bool:
     """Whether `text` can stand for a model without an entry in models.yaml."""
     return text == DEMO or "/" in text or text.startswith(("~", "."))
@@ -102,6 +116,6 @@ def is_source(text: str) -> bool:
 
 def unlisted_model(source: str, names: Mapping[str, object]) -> ModelConfig:
     """An entry for a bare source, named as clients would: the hub id, or the last part of the path."""
-    is_path = source.startswith(("/", "~", ".")) or source.count("/") > 1
+    is_path = source != DEMO and not is_hub_id(source)
     name = os.path.basename(os.path.abspath(source)) if is_path else source
     return ModelConfig(name=source if name in names else name, source=source)

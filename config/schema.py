@@ -36,6 +36,13 @@ class ClusterConfig(Section):
     )
 
 
+def _only_health_based(strategy: str) -> str:
+    """Refuse what no part of the program would obey, instead of leaving it without effect."""
+    if strategy != "health_based":
+        raise ValueError("only health_based is built so far: the first of the ranks leads")
+    return strategy
+
+
 class CoordinatorConfig(Section):
     host: Auto[Text] = Field(
         default=None,
@@ -44,10 +51,13 @@ class CoordinatorConfig(Section):
     port: Port = Field(
         default=8400, description="gRPC port of the coordinator, on the node of rank 0."
     )
-    election_strategy: Literal["health_based", "load_based", "round_robin", "manual"] = Field(
+    election_strategy: Annotated[
+        Literal["health_based", "load_based", "round_robin", "manual"],
+        AfterValidator(_only_health_based),
+    ] = Field(
         default="health_based",
-        description="How the supervising launcher chooses the node of rank 0; "
-        "without it that is the first of the ranks.",
+        description="How the node of rank 0 is chosen; only health_based is built so far: all nodes "
+        "are healthy at the start, so the first of the ranks leads.",
     )
     health_check_interval: Seconds = Field(
         default=5.0,

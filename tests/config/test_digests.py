@@ -25,7 +25,7 @@ def digests(*overrides: str, model: str | None = None) -> dict[str, str]:
         ("network.step_timeout=7", "network"),
         ("nodes.mini2.memory=16GB", "nodes"),
         ("models.smollm2-135m.max_model_len=100", "models"),
-        ("models.smollm2-135m.revision=main", "models"),
+        ("models.smollm2-135m.total_layers=30", "models"),
     ],
 )
 def test_a_change_shows_in_its_section_only(override: str, section: str) -> None:

@@ -80,6 +80,18 @@ def sentence(folder, environ=(), overrides=(), **short):
         ),
         (
             "cluster",
+            "coordinator: {election_strategy: load_based}\n",
+            "cluster.yaml line 1: coordinator.election_strategy = load_based: "
+            "only health_based is built so far: the first of the ranks leads.",
+        ),
+        (
+            "models",
+            "models: {m: {source: ./folder, revision: main}}\n",
+            "models.yaml line 1: models.m.revision = main: "
+            "only models on the hub (owner/name) have revisions; the source is ./folder.",
+        ),
+        (
+            "cluster",
             "scheduler: {groups: aut}\n",
             "cluster.yaml line 1: scheduler.groups = aut: should be a valid integer or auto.",
         ),

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -20,6 +23,15 @@ def places(place=ROOT, path=()):
 
 FIELDS = {path: place for path, place in places() if place.field is not None}
 VALUES = [path for path, place in FIELDS.items() if place.keys == ()]
+
+
+ROOT_FOLDER = Path(__file__).parents[2]
+SOURCES = "".join(
+    file.read_text(encoding="utf-8")
+    for package in ("config", "launcher", "pipeline", "server")
+    for file in (ROOT_FOLDER / package).rglob("*.py")
+)
+REFUSED_SO_FAR = {"election_strategy"}  # but for the default, which is how things are
 
 
 def concrete(path):
@@ -53,6 +65,13 @@ def test_every_field_says_what_it_is(path):
     description = FIELDS[path].field.description
     assert description
     assert description.endswith(".")
+
+
+@pytest.mark.parametrize("path", VALUES, ids=".".join)
+def test_every_key_is_read_by_some_code(path):
+    """By its name only, which finds a key that nobody thinks of."""
+    read = re.search(rf"\.{path[-1]}\b(?!\()", SOURCES) is not None
+    assert read != (path[-1] in REFUSED_SO_FAR)
 
 
 @pytest.mark.parametrize("path", VALUES, ids=".".join)
