@@ -15,10 +15,16 @@ class HostfileError(Exception):
 
 @dataclass(frozen=True)
 class Hostfile:
-    """The ssh name of each rank's host in rank order, and the backend ("" when none is named)."""
+    """What a hostfile says.
+
+    `hosts` are the ssh names in rank order. `ring_ports` is how many ports MLX's ring takes: one for each
+    address of each host. `variables` are the names of the environment variables it sets for every rank.
+    """
 
     hosts: tuple[str, ...]
-    backend: str = ""
+    backend: str = ""  # "" when none is named
+    ring_ports: int = 0
+    variables: frozenset[str] = frozenset()
 
     @property
     def is_local(self) -> bool:
@@ -39,7 +45,13 @@ def read_hostfile(path: Path) -> Hostfile:
         raise HostfileError(f"{path}: hosts must be a list of at least one host, not {hosts!r}")
     if not isinstance(backend, str):
         raise HostfileError(f"{path}: backend must be a name, not {backend!r}")
-    return Hostfile(tuple(_ssh_name(path, rank, host) for rank, host in enumerate(hosts)), backend)
+    names = tuple(_ssh_name(path, rank, host) for rank, host in enumerate(hosts))
+    ports = sum(
+        len(_texts(f"{path}: hosts[{r}].ips", h.get("ips", []))) for r, h in enumerate(hosts)
+    )
+    settings = _texts(f"{path}: envs", fields.get("envs", []))
+    variables = frozenset(setting.partition("=")[0] for setting in settings)
+    return Hostfile(names, backend, ports, variables)
 
 
 def _ssh_name(path: Path, rank: int, host: object) -> str:
@@ -47,6 +59,12 @@ def _ssh_name(path: Path, rank: int, host: object) -> str:
     if not isinstance(name, str) or not name:
         raise HostfileError(f'{path}: hosts[{rank}] needs "ssh": a host name, and is {host!r}')
     return name
+
+
+def _texts(place: str, value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise HostfileError(f"{place} must be a list of texts, not {value!r}")
+    return value
 
 
 def local_hostfile(ranks: int) -> str:

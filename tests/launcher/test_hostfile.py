@@ -15,11 +15,12 @@ def hostfile(tmp_path: Path, content: str) -> Path:
 
 
 def test_both_forms_are_read(tmp_path: Path) -> None:
-    hosts = [{"ssh": "mini1.local", "ips": ["10.0.0.1"]}, {"ssh": "127.0.0.1"}]
-    expected = ("mini1.local", "127.0.0.1")
-    assert read_hostfile(hostfile(tmp_path, json.dumps(hosts))) == Hostfile(expected)
-    whole = json.dumps({"backend": "mpi", "hosts": hosts})
-    assert read_hostfile(hostfile(tmp_path, whole)) == Hostfile(expected, "mpi")
+    hosts = [{"ssh": "mini1.local", "ips": ["10.0.0.1", "10.0.1.1"]}, {"ssh": "127.0.0.1"}]
+    names = ("mini1.local", "127.0.0.1")
+    assert read_hostfile(hostfile(tmp_path, json.dumps(hosts))) == Hostfile(names, ring_ports=2)
+    whole = json.dumps({"backend": "mpi", "envs": ["A=1=2", "B"], "hosts": hosts})
+    expected = Hostfile(names, "mpi", 2, frozenset({"A", "B"}))
+    assert read_hostfile(hostfile(tmp_path, whole)) == expected
 
 
 def test_local_means_that_no_rank_needs_ssh(tmp_path: Path) -> None:
@@ -43,6 +44,8 @@ def test_the_shipped_one_is_three_local_ranks() -> None:
         ('{"backend": "ring"}', "hosts must be a list"),
         ('[{"ssh": "a"}, {"ips": []}]', r"hosts\[1\] needs \"ssh\""),
         ('[{"ssh": 7}]', r"hosts\[0\] needs \"ssh\""),
+        ('[{"ssh": "a", "ips": "b"}]', r"hosts\[0\].ips must be a list of texts, not 'b'"),
+        ('{"envs": {"A": 1}, "hosts": [{"ssh": "a"}]}', "envs must be a list of texts"),
         ('{"backend": 7, "hosts": [{"ssh": "a"}]}', "backend must be a name, not 7"),
     ],
 )

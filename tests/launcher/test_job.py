@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -17,8 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.hostfile import local_hostfile
-from launcher.job import Job, JobSpec, LineBuffer
+from launcher.hostfile import Hostfile, local_hostfile
+from launcher.job import Job, JobError, JobSpec, LineBuffer
 from launcher.outcome import Outcome, RankFailure
 from launcher.session import members
 
@@ -206,10 +207,14 @@ def test_signals_stop_it_in_order(number: signal.Signals) -> None:
         assert output.count("stopping in order") == 2
 
 
-def failed_command(*arguments: str) -> tuple[int, str]:
+def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "launcher.job", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
-    return done.returncode, done.stderr.splitlines()[-1]
+    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
+def failed_command(*arguments: str) -> tuple[int, str]:
+    done = run_command(*arguments)
+    return done.returncode, (done.stderr.splitlines() or [""])[-1]
 
 
 def test_the_sentence_is_the_last_line() -> None:
@@ -228,6 +233,61 @@ def test_no_ranks_are_refused() -> None:
     status, last = failed_command("--ranks", "0", "--", "true")
     assert status == 2
     assert "--ranks must be at least 1, not 0" in last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--starting-port", "65534"], "must be between 1 and 65533 for 3 ranks, not 65534"),
+        (["--starting-port", "99999"], "must be between 1 and 65533 for 3 ranks, not 99999"),
+        (["--starting-port", "0"], "must be between 1 and 65533 for 3 ranks, not 0"),
+        (["--starting-port", "-1"], "must be between 1 and 65533 for 3 ranks, not -1"),
+        (["--starting-port", "x"], "argument --starting-port: invalid int value: 'x'"),
+        (["--backend", "nccl"], "argument --backend: invalid choice: 'nccl'"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(arguments: list[str], complaint: str) -> None:
+    command = ["--ranks", "3", *arguments, "--", sys.executable, RANK, "finish"]
+    done = run_command(*command)
+    assert (done.returncode, done.stdout) == (2, "")
+    [line] = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert complaint in line
+
+
+def test_the_last_possible_starting_port_is_taken() -> None:
+    arguments = ["--starting-port", "65533", "--", sys.executable, RANK, "finish"]
+    assert run_command("--ranks", "3", *arguments).returncode == 0
+
+
+def test_every_address_takes_a_port(tmp_path: Path) -> None:
+    hostfile = tmp_path / "hosts.json"
+    host = {"ssh": "127.0.0.1", "ips": ["127.0.0.1", "127.0.0.2"]}
+    hostfile.write_text(json.dumps([host, host]))
+    status, last = failed_command(
+        "--hostfile", str(hostfile), "--starting-port", "65533", "--", "true"
+    )
+    assert status == 2
+    assert "between 1 and 65532 for 2 ranks, not 65533" in last
+
+
+def test_a_hostfile_with_another_backend_is_refused(tmp_path: Path) -> None:
+    hostfile = tmp_path / "hosts.json"
+    hostfile.write_text(
+        '{"backend": "jaccl", "hosts": [{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}]}'
+    )
+    status, last = failed_command("--hostfile", str(hostfile), "--", "true")
+    assert (status, last) == (2, "error: the backend must be ring or mpi, not jaccl")
+    assert failed_command("--hostfile", str(hostfile), "--backend", "ring", "--", "true")[0] == 0
+
+
+def test_mpi_without_mpirun_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    spec = JobSpec(("true",), tmp_path / "hosts.json", "mpi")
+    with pytest.raises(JobError, match="needs mpirun"):
+        spec.check(Hostfile(("127.0.0.1", "127.0.0.1")))
+    spec.check(Hostfile(("127.0.0.1",)))  # a single rank takes no part in MPI
 
 
 def test_lines_are_put_together_from_pieces() -> None:
