@@ -12,9 +12,11 @@ import os
 import selectors
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from typing import IO, NoReturn
 
 from launcher.hostfile import Hostfile, HostfileError, local_hostfile, read_hostfile
 from launcher.outcome import Outcome, Transcript
-from launcher.session import kill_session
+from launcher.session import KILL_TIMEOUT, kill_session
 
 BACKENDS = ("ring", "mpi")
 STARTING_PORT = 32323  # of MLX's ring
@@ -95,23 +97,37 @@ class Job:
         self._spec = spec
         self._relay = relay
         self._transcript = Transcript()
-        self._wake_reader, self._wake_writer = os.pipe()
-        os.set_blocking(self._wake_writer, False)
+        self._wake_reader, self._wake_writer = socket.socketpair()
+        self._wake_writer.setblocking(False)
+        self._closing = threading.RLock()  # a signal handler may call `stop` inside `stop`
+        self._closed = False
         self._stop_at: float | None = None
         self._kill_at: float | None = None
 
     def stop(self) -> None:
-        """Ask the ranks to stop; asked a second time, kill them."""
-        with contextlib.suppress(BlockingIOError):  # a full pipe: asked often enough
-            os.write(self._wake_writer, b"s")
+        """Ask the ranks to stop; asked a second time, kill them. Does nothing after the end."""
+        with self._closing, contextlib.suppress(BlockingIOError):  # full: asked often enough
+            if not self._closed:
+                self._wake_writer.send(b"s")
+
+    def _close(self) -> None:
+        with self._closing:
+            self._closed = True
+            self._wake_writer.close()
+            self._wake_reader.close()
 
     def run(self) -> Outcome:
         """Start the job and return once nothing of it is left. Raises HostfileError and JobError."""
+        try:
+            return self._run()
+        finally:
+            self._close()
+
+    def _run(self) -> Outcome:
         hosts = read_hostfile(self._spec.hostfile)
         self._spec.check(hosts)
-        arguments = self._spec.arguments(hosts)
         process = subprocess.Popen(
-            [sys.executable, "-m", "launcher.mlx_launch", *arguments],
+            [sys.executable, "-m", "launcher.mlx_launch", *self._spec.arguments(hosts)],
             env=self._spec.environment(os.environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -122,8 +138,17 @@ class Job:
             self._follow(process)
         finally:
             kill_session(process.pid)
-            process.wait()
-        return self._transcript.outcome(process.returncode)
+            status = self._status(process)
+        return self._transcript.outcome(status)
+
+    def _status(self, process: subprocess.Popen[bytes]) -> int:
+        """The exit status of mlx.launch, which has ended by itself or was killed."""
+        try:
+            return process.wait(KILL_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            sentence = f"mlx.launch, process {process.pid}, does not end though it was killed"
+            self._transcript.unresponsive.append(sentence)
+            return -signal.SIGKILL
 
     def _follow(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin
@@ -150,7 +175,7 @@ class Job:
 
     def _asked_to_stop(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdin
-        asked = len(os.read(self._wake_reader, 64))
+        asked = len(self._wake_reader.recv(64))
         if self._transcript.stopping or asked > 1:
             kill_session(process.pid)
         self._transcript.stopping = True

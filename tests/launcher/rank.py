@@ -32,6 +32,9 @@ def main() -> None:
     print(f"up {rank} {os.getpid()}", flush=True)
     if behaviour == "finish":
         return
+    if behaviour == "pause":
+        time.sleep(2)
+        return
     if behaviour == "fail" and rank == 1:
         print("fatal: layer 7 is missing", file=sys.stderr, flush=True)
         sys.exit(3)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,12 +20,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.hostfile import Hostfile, local_hostfile
+from launcher.hostfile import Hostfile, HostfileError, local_hostfile
 from launcher.job import Job, JobError, JobSpec, LineBuffer
 from launcher.outcome import Outcome, RankFailure
 from launcher.session import members
 
 RANK = str(Path(__file__).with_name("rank.py"))
+COUNTING = str(Path(__file__).with_name("counting_launch.py"))
 UP = re.compile(r"up (\d+) (\d+)")
 DEADLINE = 60.0
 BACKENDS = ["ring", "mpi"]
@@ -152,13 +155,75 @@ def test_a_crashed_rank_ends_the_job(run: Callable[..., Run], backend: str) -> N
         assert outcome.first_failure == RankFailure(1, -signal.SIGKILL)
 
 
-def test_waiting_costs_no_cpu(run: Callable[..., Run]) -> None:
-    job = run("graceful")
-    wait_for(lambda: len(job.pids) == 3)
-    launch = psutil.Process(os.getsid(job.pids[0]))
-    before = sum(launch.cpu_times()[:2])
-    time.sleep(3)
-    assert sum(launch.cpu_times()[:2]) - before < 0.3  # mlx.launch by itself: 3
+def test_a_job_leaves_no_descriptor_open(run: Callable[..., Run], tmp_path: Path) -> None:
+    def descriptors() -> int:
+        return psutil.Process().num_fds()
+
+    def one_job() -> None:
+        run("finish").finish()
+        with pytest.raises(HostfileError):
+            Job(JobSpec(("true",), tmp_path / "none.json"), print).run()
+
+    one_job()  # whatever is opened once and kept
+    before = descriptors()
+    gc.disable()  # it would close what was forgotten
+    try:
+        for _ in range(3):
+            one_job()
+        assert descriptors() == before
+    finally:
+        gc.enable()
+
+
+def test_a_stop_after_the_end_reaches_nobody(run: Callable[..., Run]) -> None:
+    job = run("finish")
+    job.finish()
+    taken = [socket.socketpair() for _ in range(8)]  # the numbers that the job has given back
+    job.job.stop()
+    for end in (end for pair in taken for end in pair):
+        end.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            end.recv(1)
+    for end in (end for pair in taken for end in pair):
+        end.close()
+
+
+def test_an_mlx_launch_that_does_not_end_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the kernel holds it: nobody kills this one."""
+    monkeypatch.setattr("launcher.job.KILL_TIMEOUT", 0.05)
+    job = Job(JobSpec(("true",), tmp_path / "hosts.json"), print)
+    with subprocess.Popen(["/bin/sleep", "600"]) as process:
+        status = job._status(process)
+        process.kill()
+    outcome = job._transcript.outcome(status)
+    assert outcome.status == 1
+    assert f"process {process.pid}, does not end" in outcome.reasons[0]
+
+
+def test_waiting_wakes_mlx_launch_rarely(tmp_path: Path) -> None:
+    """mlx.launch by itself looks at its pipes as often as the processor can."""
+    hostfile = tmp_path / "hosts.json"
+    hostfile.write_text(local_hostfile(3))
+    arguments = ["--hostfile", str(hostfile), "--backend", "ring", "--", sys.executable, RANK]
+    reading, writing = os.pipe()  # open until the end: its end would stop the ranks
+    command = [sys.executable, COUNTING, "1", *arguments, "pause"]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=reading,
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            start_new_session=True,
+            check=True,
+        )
+    finally:
+        os.close(reading)
+        os.close(writing)
+    [looks] = re.findall(r"looks a second: (.*)", done.stdout)
+    assert 0 < float(looks) < 100
 
 
 @contextmanager
