@@ -9,13 +9,10 @@ from collections.abc import Mapping
 from importlib.metadata import version
 
 import msgspec
-import structlog
 
 from config import Config, NodeConfig, settings_digests
 from pipeline.frames import PROTOCOL
-from pipeline.machine import address_towards, machine_id
-
-log = structlog.get_logger()
+from pipeline.machine import machine_id
 
 PROJECT = "mlx-cluster"
 VERSIONED = (PROJECT, "mlx-lm", "mlx")
@@ -37,7 +34,6 @@ class Card(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     node: str
     protocol: int
     machine: str  # equal for ranks on the same machine
-    host: str  # by which other machines reach this one; empty: unknown
     pid: int
     python: str
     versions: dict[str, str]
@@ -57,7 +53,6 @@ def make_card(
         node=node.name,
         protocol=PROTOCOL,
         machine=machine_id(),
-        host=_host(config, node),
         pid=os.getpid(),
         python=platform.python_version(),
         versions={package: version(package) for package in VERSIONED},
@@ -67,26 +62,6 @@ def make_card(
         fingerprint=fingerprint,
         error=error,
     )
-
-
-def _host(config: Config, node: NodeConfig) -> str:
-    """As configured; else the address by which this machine reaches the coordinator; "" if none is known."""
-    if _is_placed(config, node):
-        return node.host
-    first = config.node_of_rank(0, 1)
-    leader = config.coordinator.reached_at(first.host if _is_placed(config, first) else "")
-    if not leader:
-        return ""
-    try:
-        return address_towards(leader)
-    except OSError as error:
-        log.warning("no way to the coordinator's host", host=leader, reason=str(error))
-        return ""
-
-
-def _is_placed(config: Config, node: NodeConfig) -> bool:
-    """Whether nodes.yaml says where other machines find the node."""
-    return node.name in config.nodes and node.address != "localhost"
 
 
 def differing_sections(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:

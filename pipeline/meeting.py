@@ -12,6 +12,7 @@ from config import Config, NodeConfig
 from pipeline.card import PROJECT, VERSIONED, Card, Introduction, differing_sections
 from pipeline.errors import ModelError, PipelineError, PlanError
 from pipeline.link import Peer
+from pipeline.machine import address_towards
 from pipeline.plan import LayerRange, ModelCosts, NodeResources, Plan, plan
 from pipeline.ring import Ring, ring_addresses
 
@@ -86,7 +87,7 @@ def meet(ring: Ring, config: Config, card: Card) -> Meeting:
     _check_settings(cards)
     _check_equal("model files (fingerprint)", [(c.node, c.fingerprint) for c in cards])
     nodes = config.nodes_of(ring.size)
-    hosts = _hosts(cards)
+    hosts = _hosts(ring, config, cards, nodes)
     if len(set(hosts)) < len(hosts):
         config.check_one_host(ring.size)
     return Meeting(ring.rank, cards, nodes, hosts)
@@ -179,17 +180,41 @@ def _check_settings(cards: Sequence[Card]) -> None:
             )
 
 
-def _hosts(cards: Sequence[Card]) -> tuple[str, ...]:
-    """The ring's hostfile counts; without one (MPI), loopback if all share a machine, else the cards."""
+def _hosts(
+    ring: Ring, config: Config, cards: Sequence[Card], nodes: Sequence[NodeConfig]
+) -> tuple[str, ...]:
+    """From the ring's hostfile; without one (MPI) loopback on one machine, else what each rank says of itself."""
     addresses = ring_addresses(len(cards))
     if addresses is not None:
         return tuple(addresses)
     if len({card.machine for card in cards}) == 1:
         return ("127.0.0.1",) * len(cards)
-    lost = next((card.node for card in cards if not card.host), None)
-    if lost is not None:
+    hosts = [
+        str(answer["host"]) for answer in ring.exchange({"host": _own_host(config, nodes, ring)})
+    ]
+    if "" in hosts:
         raise MeetingFailed(
-            f"{lost} shares no machine with the others and has no address: "
+            f"{nodes[hosts.index('')].name} runs on another machine, and nothing says how to reach it: "
             "name it in config/nodes.yaml, or set coordinator.host to the address of rank 0."
         )
-    return tuple(card.host for card in cards)
+    return tuple(hosts)
+
+
+def _own_host(config: Config, nodes: Sequence[NodeConfig], ring: Ring) -> str:
+    """As configured; else the address by which this machine reaches the coordinator; "" if none is known."""
+    node, first = nodes[ring.rank], nodes[0]
+    if _is_placed(config, node):
+        return node.host
+    leader = config.coordinator.reached_at(first.host if _is_placed(config, first) else "")
+    if not leader:
+        return ""
+    try:
+        return address_towards(leader)
+    except OSError as error:
+        log.warning("no way to the coordinator's host", host=leader, reason=str(error))
+        return ""
+
+
+def _is_placed(config: Config, node: NodeConfig) -> bool:
+    """Whether nodes.yaml says where other machines find the node."""
+    return node.name in config.nodes and node.address != "localhost"

@@ -18,13 +18,15 @@ Change = Callable[[dict[str, Any]], None]
 
 
 class Table:
-    """Stands for the ring of one rank: hands out the cards that all ranks show."""
+    """Stands for the ring of one rank: hands out what the others show, one round after the other."""
 
-    def __init__(self, shown: list[dict[str, Any]]) -> None:
-        self.rank, self.size, self._shown = 0, len(shown), shown
+    def __init__(self, *rounds: list[dict[str, Any]], rank: int = 0) -> None:
+        self.rank, self.size, self._rounds = rank, len(rounds[0]), list(rounds)
 
     def exchange(self, card: dict[str, Any]) -> list[dict[str, Any]]:
-        return json.loads(json.dumps([card, *self._shown[1:]]))  # type: ignore[no-any-return]
+        shown = self._rounds.pop(0)
+        shown[self.rank] = card
+        return json.loads(json.dumps(shown))  # type: ignore[no-any-return]
 
 
 def configured(*overrides: str) -> Config:
@@ -40,12 +42,14 @@ def cards(config: Config, size: int, **changes: object) -> list[Card]:
     ]
 
 
-def sit(config: Config, shown: list[Card], change: Change | None = None) -> Meeting:
-    """`change`: what the last rank shows otherwise."""
+def sit(config: Config, shown: list[Card], change: Change | None = None, rank: int = 0) -> Meeting:
+    """As `rank`.  `change`: what the last rank shows otherwise; the others are at host0, host1, ..."""
     plain = [msgspec.to_builtins(card) for card in shown]
     if change is not None:
         change(plain[-1])
-    return meet(Table(plain), config, shown[0])  # type: ignore[arg-type]
+    hosts = [{"host": f"host{other}"} for other in range(len(shown))]
+    table = Table(plain, hosts, rank=rank)
+    return meet(table, config, shown[rank])  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
@@ -147,20 +151,45 @@ def test_the_hostfile_of_the_ring_says_where_ranks_are(
     assert sit(configured(), cards(configured(), 2)).hosts == ("10.0.0.1", "10.0.0.2")
 
 
-def test_without_a_hostfile_ranks_are_where_their_cards_say() -> None:
+def test_without_a_hostfile_ranks_of_one_machine_are_on_the_loopback() -> None:
     config = configured()
-    assert sit(config, cards(config, 2)).hosts == ("mini1.local", "mini2.local")
     assert sit(config, cards(config, 2, machine="one")).hosts == ("127.0.0.1", "127.0.0.1")
 
 
-def test_a_node_by_rule_is_at_its_address_towards_the_coordinator() -> None:
-    config = configured("nodes={}", "coordinator.host=127.0.0.1")
-    assert [card.host for card in cards(config, 2)] == ["127.0.0.1"] * 2
-    nowhere = configured("nodes={}")
-    message = fails(nowhere, cards(nowhere, 2), lambda _: None)
-    assert "node0 shares no machine with the others and has no address" in message
+def test_without_a_hostfile_each_rank_says_where_it_is() -> None:
+    config = configured()
+    assert sit(config, cards(config, 3), rank=0).hosts == ("mini1.local", "host1", "host2")
+    assert sit(config, cards(config, 3), rank=2).hosts == ("host0", "host1", "master.local")
 
 
-def test_a_node_of_the_loopback_is_not_where_others_look_for_it() -> None:
-    config = configured("nodes.mini1.host=localhost", "nodes.mini2.host=127.0.0.1")
-    assert [card.host for card in cards(config, 3)] == ["", "", "master.local"]
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("nodes={}", "coordinator.host=127.0.0.1"),
+        ("nodes.mini2.host=localhost", "coordinator.host=127.0.0.1"),
+        ("nodes.mini2.host=localhost", "nodes.mini1.host=127.0.1.9"),
+    ],
+)
+def test_a_rank_without_a_host_is_at_its_address_towards_the_coordinator(
+    overrides: tuple[str, ...],
+) -> None:
+    config = configured(*overrides)
+    found, own = sit(config, cards(config, 2), rank=1).hosts
+    assert found == "host0"
+    assert own.startswith("127.0.")  # as the test machine reaches its own loopback
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [("nodes={}",), ("nodes={}", "coordinator.host=0.0.0.0"), ("nodes.mini1.host=127.0.0.1",)],
+)
+def test_a_rank_that_nobody_can_find_is_named(overrides: tuple[str, ...]) -> None:
+    config = configured(*overrides)
+    name = config.nodes_of(1)[0].name
+    message = fails(config, cards(config, 2), lambda _: None)
+    assert message.startswith(f"{name} runs on another machine, and nothing says how to reach it:")
+
+
+def test_a_coordinator_of_unknown_name_shows_no_way() -> None:
+    config = configured("nodes={}", "coordinator.host=no-such-host.invalid")
+    assert "nothing says how to reach it" in fails(config, cards(config, 2), lambda _: None)
