@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -43,11 +44,17 @@ class Commands:
         return subprocess.CompletedProcess(arguments, self.mpirun.wait())
 
     def _run_bounded(self, arguments: Any, **options: Any) -> subprocess.CompletedProcess[Any]:
+        check = options.pop("check", False)
         try:
-            options.setdefault("check", False)
-            return subprocess.run(arguments, timeout=REMOTE_KILL_TIMEOUT, **options)  # noqa: PLW1510
+            done = subprocess.run(arguments, timeout=REMOTE_KILL_TIMEOUT, check=False, **options)
         except subprocess.TimeoutExpired:
-            return subprocess.CompletedProcess(arguments, 255, "", "")
+            reason = f"no answer within {REMOTE_KILL_TIMEOUT:g} s"
+            done = subprocess.CompletedProcess(arguments, 255, "", reason)
+        if isinstance(arguments, str):  # for a shell: ends one rank
+            _tell_unconfirmed(arguments, done)
+        elif check:
+            done.check_returncode()
+        return done
 
     @property
     def spared(self) -> set[int]:
@@ -59,6 +66,19 @@ class Commands:
         """mpirun's exit status as a shell tells it; 0 when it was not used."""
         code = self.mpirun.returncode if self.mpirun else 0
         return code if code >= 0 else 128 - code
+
+
+def _tell_unconfirmed(command: str, done: subprocess.CompletedProcess[str]) -> None:
+    """Say that a rank on another host may still run.
+
+    Of a local rank there is nothing to say: it is gone already, and the session's end makes sure of it.
+    """
+    words = shlex.split(command)
+    if done.returncode and words[0] == "ssh":
+        reasons = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        said = f"note: {words[1]} did not confirm the end of its rank: {reasons[-1]}"
+        with contextlib.suppress(BrokenPipeError):  # nobody listens any more
+            print(said, file=sys.stderr, flush=True)
 
 
 def wait_readable(
