@@ -26,6 +26,7 @@ from typing import IO, NoReturn
 
 from launcher.hostfile import Hostfile, HostfileError, local_hostfile, read_hostfile
 from launcher.outcome import Outcome, Transcript
+from launcher.remote import environment_arguments
 from launcher.session import KILL_TIMEOUT, kill_session
 
 BACKENDS = ("ring", "mpi")
@@ -49,8 +50,8 @@ class JobSpec:
     starting_port: int = STARTING_PORT
     grace: float = GRACE
 
-    def arguments(self, hosts: Hostfile) -> list[str]:
-        """The arguments for `launcher.mlx_launch`."""
+    def arguments(self, hosts: Hostfile, base: Mapping[str, str]) -> list[str]:
+        """The arguments for `launcher.mlx_launch`; `base` is the user's environment."""
         # A world of one needs no backend, and MLX ends a lone MPI rank in a way mpirun calls a failure.
         backend = self.backend if len(hosts.hosts) > 1 else "ring"
         arguments = [f"{self.grace:g}", "--hostfile", str(self.hostfile), "--backend", backend]
@@ -58,6 +59,7 @@ class JobSpec:
         if backend == "mpi" and hosts.is_local:
             # mpirun refuses more ranks than cores unless told that this is meant.
             arguments += ["--mpi-arg=--map-by :OVERSUBSCRIBE"]
+        arguments += environment_arguments(hosts, backend, base)
         return [*arguments, "--", *self.command]
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
@@ -126,8 +128,9 @@ class Job:
     def _run(self) -> Outcome:
         hosts = read_hostfile(self._spec.hostfile)
         self._spec.check(hosts)
+        arguments = self._spec.arguments(hosts, os.environ)
         process = subprocess.Popen(
-            [sys.executable, "-m", "launcher.mlx_launch", *self._spec.arguments(hosts)],
+            [sys.executable, "-m", "launcher.mlx_launch", *arguments],
             env=self._spec.environment(os.environ),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

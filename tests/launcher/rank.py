@@ -32,6 +32,10 @@ def main() -> None:
     print(f"up {rank} {os.getpid()}", flush=True)
     if behaviour == "finish":
         return
+    if behaviour == "settings":
+        settings = {key: value for key, value in os.environ.items() if key.startswith("MLXC_")}
+        print(f"rank {rank} has {sorted(settings.items())}", flush=True)
+        return
     if behaviour == "pause":
         time.sleep(2)
         return
