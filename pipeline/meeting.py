@@ -183,7 +183,7 @@ def _check_settings(cards: Sequence[Card]) -> None:
 def _hosts(
     ring: Ring, config: Config, cards: Sequence[Card], nodes: Sequence[NodeConfig]
 ) -> tuple[str, ...]:
-    """From the ring's hostfile; without one (MPI) loopback on one machine, else what each rank says of itself."""
+    """From the ring's hostfile; without one (MPI) loopback on one machine, else what each rank says itself."""
     addresses = ring_addresses(len(cards))
     if addresses is not None:
         return tuple(addresses)
