@@ -82,7 +82,7 @@ def model_classes(path: Path, config: Config, trust_remote_code: bool) -> Classe
 
 def _missing_package(error: ValueError) -> str:
     """What mlx-lm could not import for a model that it has; else nothing."""
-    cause = error.__cause__
+    cause = error.__context__  # older versions of mlx-lm do not name it as the cause
     name = cause.name if isinstance(cause, ImportError) else None
     return "" if name is None or name.startswith("mlx_lm.models.") else name
 
