@@ -37,6 +37,8 @@ class RankFailure:
 def _fate(code: int) -> str:
     if code >= 0:
         return f"exited with status {code}"
+    if code == -signal.SIGALRM:  # a deadline that holds even while MLX lets no Python run
+        return "waited too long for the other ranks to start"
     try:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:

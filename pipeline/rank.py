@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from enum import Enum
 
@@ -20,7 +21,15 @@ from pipeline.card import make_card
 from pipeline.checkpoint import Checkpoint, Progress
 from pipeline.demo_model import ensure_demo_model
 from pipeline.engine import Engine
-from pipeline.errors import EngineFault, FrameError, ModelError, PipelineError, TransportError
+from pipeline.errors import (
+    EngineFault,
+    EngineStopped,
+    FrameError,
+    ModelError,
+    PipelineError,
+    StartFailed,
+    TransportError,
+)
 from pipeline.frames import Loaded
 from pipeline.link import KeepAlive, Links, join, listen
 from pipeline.meeting import Meeting, agree, meet, place_layers
@@ -93,16 +102,20 @@ class MemoryReport:
 
 
 class Rank:
-    """Start it once; `placed`, `loaded` and `ended` resolve in this order, or all fail with the reason."""
+    """Start it once; `joined`, `placed`, `loaded` and `ended` resolve in this order, or fail with the reason.
+
+    Until `joined`, MLX holds the interpreter's lock while it looks for the other ranks: no other thread runs.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self.phase = Phase.JOINING
+        self.joined: Future[None] = Future()
         self.placed: Future[Placement] = Future()
         self.loaded: Future[Engine | None] = Future()  # the engine on rank 0
         self.ended: Future[None] = Future()
         self._ports: Future[str] = Future()  # why this node's ports can't be opened, or ""
-        for future in (self.placed, self.loaded, self.ended, self._ports):
+        for future in (self.joined, self.placed, self.loaded, self.ended, self._ports):
             future.set_running_or_notify_cancel()  # whoever waits may give up, but not cancel them
         self.load_progress = 0.0  # 0 to 1, of `activity`
         self.activity = "joining the other ranks"
@@ -156,27 +169,37 @@ class Rank:
     def _main(self) -> None:
         try:
             self._live()
-        except (PipelineError, ConfigError, OSError) as error:
+        except (PipelineError, ConfigError) as error:
             self._end(error)
-        except Exception as error:
-            self._end(error)
+        except OSError as error:
+            self._end(self._explained(error))
+        except BaseException as error:  # also what a library means by sys.exit
+            self._end(EngineFault(f"{type(error).__name__}: {error}"))
             raise  # a bug, or MLX gave up: let the traceback be seen
         else:
             self._end(None)
 
+    def _explained(self, error: OSError) -> PipelineError:
+        """A file or socket that failed, as a sentence; before the ring works, starting again won't help."""
+        kind = EngineFault if self.phase is Phase.READY else StartFailed
+        place = f" ({error.filename})" if error.filename else ""
+        return kind(f"{error.strerror or type(error).__name__}{place}, while {self.activity}")
+
     def _end(self, error: Exception | None) -> None:
-        """Tell everybody who follows this rank; a link that broke because it was to stop is no error."""
+        """Tell everybody who follows this rank; what broke because it was to stop is no error."""
         self.phase = Phase.ENDED
-        for future in (self.placed, self.loaded):
+        for future in (self.joined, self.placed, self.loaded):
             if error is not None and not future.done():
                 future.set_exception(error)
-        if error is None or (self._stopping.is_set() and isinstance(error, TransportError)):
+        stopped = self._stopping.is_set() and isinstance(error, (TransportError, EngineStopped))
+        if error is None or stopped:
             self.ended.set_result(None)
         else:
             self.ended.set_exception(error)
 
     def _live(self) -> None:
         ring = Ring()
+        self.joined.set_result(None)
         placement = self._join(ring)
         self.phase = Phase.LOADING
         self._load(ring, placement)
@@ -201,7 +224,7 @@ class Rank:
             else:
                 placement = Placement(meeting, checkpoint, plan)
                 self.placed.set_result(placement)
-                problem = self._ports.result(PORTS_TIMEOUT)
+                problem = self._ports_problem()
             agree(ring, meeting, problem)
             network = self.config.network
             if ring.size > 1:
@@ -215,6 +238,13 @@ class Rank:
                     KeepAlive(network.keepalive_interval, network.keepalive_probes),
                 )
         return placement
+
+    def _ports_problem(self) -> str:
+        """Wait until this node's other ports are open; why they aren't, or nothing."""
+        try:
+            return self._ports.result(PORTS_TIMEOUT)
+        except FutureTimeout:
+            return f"this node's ports were not opened within {PORTS_TIMEOUT:g} s"
 
     def _meet(self, ring: Ring) -> tuple[Meeting, Checkpoint]:
         config = self.config
@@ -245,7 +275,7 @@ class Rank:
         if ring.rank == 0:
             limits = self._limits(placement, kv_tokens)
             self._engine = Engine(Scheduler(limits), self.worker, self._links, timeout)
-        self.phase = Phase.READY
+        self.phase, self.activity = Phase.READY, "serving"
         self.loaded.set_result(self._engine)
 
     def _agree_on_loaded(self, ring: Ring, kv_tokens: int | None) -> int | None:
@@ -312,6 +342,8 @@ class Rank:
         return DEFAULT_PREFIX_TOKENS if kv_tokens is None else kv_tokens // 2
 
     def _on_progress(self, what: str, done: int, total: int) -> None:
+        if self._stopping.is_set():
+            raise EngineStopped(f"stopped while {what}")
         self.activity = what
         self.load_progress = done / total if total else 1.0
 

@@ -32,7 +32,13 @@ def main() -> int:
 def serve(settings: Settings) -> int:
     """Run this rank to its end; returns the exit status."""
     # Imported here: MLX and mlx-lm take a second to load, --print-config does not need them.
-    from pipeline.errors import ModelError, PipelineError, PlanError, TransportError
+    from pipeline.errors import (
+        ModelError,
+        PipelineError,
+        PlanError,
+        StartFailed,
+        TransportError,
+    )
     from pipeline.meeting import MeetingFailed
     from server import logs
     from server.node.serve import StartupFailed
@@ -48,8 +54,8 @@ def serve(settings: Settings) -> int:
         PlanError,
         MeetingFailed,
         BindError,
+        StartFailed,
         StartupFailed,
-        OSError,
     ) as error:
         return _fatal(str(error), EXIT_STARTUP)
     except (TransportError, CoordinatorError) as error:

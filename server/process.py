@@ -21,6 +21,7 @@ import structlog
 
 from config import Settings
 from pipeline.engine import Engine
+from pipeline.errors import LinkTimeout
 from pipeline.rank import Phase, Placement, Rank
 from server import descriptors, logs
 from server.control import Reporter, registration_of
@@ -36,12 +37,16 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+JOIN_SECONDS = 120.0  # for all ranks to be there; MLX itself may wait for ever
 PROGRESS_SECONDS = 1.0
+WATCHDOG_SECONDS = 2.0  # between two looks at the step at hand, at most
 LOADED_DEADLINE = 60.0  # seconds to register with the coordinator, which starts at the same time
-GOODBYE_SECONDS = 5.0
-"""How long a rank that was asked to stop waits for the ring to end in order."""
-
+# These together stay below the grace that the launcher gives (launcher.job.GRACE), and mlx.launch to it.
 HTTP_GRACE_SECONDS = 2
+CONTROL_SECONDS = 4.0  # for the ports and the control plane, the grace included
+GOODBYE_SECONDS = 3.0  # for the ring to end in order
+ABORT_SECONDS = 0.5  # for a rank whose links are closed; it may hang inside MLX
 
 
 class Stopped(Exception):
@@ -79,20 +84,27 @@ class RankProcess:
         """Live.  Returns after an orderly stop; raises what ended the rank otherwise."""
         descriptors.raise_limit()
         descriptors.answer_exhaustion_calmly(asyncio.get_running_loop())
-        self._watch_signals()
-        self._watch_parent()
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)  # Python's handlers can't run while it joins
+        signal.setitimer(signal.ITIMER_REAL, JOIN_SECONDS)  # SIGALRM; launcher.outcome explains it
         self.rank.start()
         progress = asyncio.create_task(self._show_progress())
+        orderly = False
         try:
             with contextlib.suppress(Stopped):
                 await self._start_up()
                 progress.cancel()
                 await self._until_end()
+            orderly = True
         finally:
             progress.cancel()
-            await self._shut_down()
+            await self._shut_down(orderly)
 
     async def _start_up(self) -> None:
+        await _follow(self.rank.joined)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._watch_signals()
+        self._watch_parent()
         placement = await self._unless_stopped(_follow(self.rank.placed))
         meeting = placement.meeting
         logs.bind_rank(meeting.node.name, meeting.rank)
@@ -156,18 +168,41 @@ class RankProcess:
         """Wait for a signal, or for the part that breaks first."""
         ended = _follow(self.rank.ended)
         stop = asyncio.ensure_future(self._stop.wait())
+        watchdog = asyncio.ensure_future(self._watch_engine())
         assert self._heartbeats is not None
-        parts: set[asyncio.Future[object]] = {ended, stop, self._heartbeats}  # type: ignore[arg-type]
+        parts: set[asyncio.Future[object]] = {ended, stop, watchdog, self._heartbeats}  # type: ignore[arg-type]
         done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
-        if ended in done:
-            ended.result()
-        if self._heartbeats in done and not self._stop.is_set():
-            self._heartbeats.result()
+        watchdog.cancel()
+        for part in (ended, watchdog, self._heartbeats):
+            if part in done and not self._stop.is_set():
+                part.result()
 
-    async def _shut_down(self) -> None:
+    async def _watch_engine(self) -> None:
+        """Raises LinkTimeout when a step does not end: a collective that hangs can't be interrupted."""
+        worker, deadline = self.rank.worker, self.settings.config.network.step_timeout
+        assert worker is not None
+        while True:
+            await asyncio.sleep(min(deadline / 4, WATCHDOG_SECONDS))
+            since = worker.stats.busy_since
+            if since is not None and time.monotonic() - since > deadline:
+                raise LinkTimeout(
+                    f"a step has not ended for {deadline:g} s (network.step_timeout);"
+                    " a neighbour may hang"
+                )
+
+    async def _shut_down(self, orderly: bool) -> None:
+        """Close everything, each part within its time; `orderly`: together with the other ranks."""
         self.reporter.draining = True
         self.rank.stop()
+        try:
+            await asyncio.wait_for(self._close_ports(), CONTROL_SECONDS)
+        except asyncio.TimeoutError:
+            log.warning("the ports were not closed in order", seconds=CONTROL_SECONDS)
+        finally:
+            await self._end_rank(orderly)
+
+    async def _close_ports(self) -> None:
         if self._role is not None:
             await self._role.stop(HTTP_GRACE_SECONDS)
         if self._heartbeats is not None:
@@ -175,17 +210,15 @@ class RankProcess:
             await asyncio.wait({self._heartbeats}, timeout=1.0)
         if self._client is not None:
             await self._client.close()
-        await self._end_rank()
 
-    async def _end_rank(self) -> None:
-        """Let the ring end in order; where a neighbour does not answer, end it alone."""
-        if self.rank.phase is Phase.ENDED:
-            return
+    async def _end_rank(self, orderly: bool) -> None:
+        """Let a ring at work end in order; where a neighbour does not answer, or none works yet, end alone."""
         ended = _follow(self.rank.ended)
-        await asyncio.wait({ended}, timeout=GOODBYE_SECONDS)
+        if orderly and self.rank.phase is Phase.READY:
+            await asyncio.wait({ended}, timeout=GOODBYE_SECONDS)
         if not ended.done():
             self.rank.abort()
-            await asyncio.wait({ended}, timeout=GOODBYE_SECONDS)
+            await asyncio.wait({ended}, timeout=ABORT_SECONDS)
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T:
         """The result of `work`; raises Stopped if asked to stop meanwhile, or what ended the rank."""
@@ -213,7 +246,7 @@ class RankProcess:
 
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self._stop.set)
 
     def _watch_parent(self) -> None:

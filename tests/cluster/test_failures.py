@@ -10,7 +10,7 @@ import signal
 import socket
 import stat
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from mlx.utils import tree_flatten
 
 from tests.cluster.conftest import Start
 from tests.cluster.harness import (
@@ -33,7 +34,9 @@ from tests.cluster.harness import (
     wait_until,
 )
 from tests.cluster.prompts import prompt
-from tests.cluster.tiny import make_folder
+from tests.cluster.tiny import make_folder, tokenizer
+from tests.pipeline.hub_server import serve_hub
+from tests.pipeline.tiny_models import LLAMA, make_model, write_folder
 
 FAILURE_DEADLINE = 60.0  # seconds, of which an idle machine needs some 5
 EXIT_STARTUP, EXIT_LOST = 1, 3
@@ -202,19 +205,56 @@ def test_a_rank_that_dies_before_it_joins(start: Start, tmp_path: Path) -> None:
     cluster.assert_nothing_left()
 
 
-def test_a_stop_during_the_start_is_orderly(start: Start) -> None:
-    cluster = start(Spec(ranks=2))
-    process = cluster.process
-    assert process
+def ranks_of(cluster: Cluster) -> list[psutil.Process]:
+    """The processes of the ranks that have started so far."""
+    assert cluster.process
+    found = psutil.Process(cluster.process.pid).children(recursive=True)
+    return [child for child in found if _command(child)[1:3] == ["-m", "server"]]
 
-    def ranks() -> list[psutil.Process]:
-        found = psutil.Process(process.pid).children(recursive=True)
-        return [child for child in found if child.cmdline()[1:3] == ["-m", "server"]]
 
-    wait_until(lambda: len(ranks()) == 2, "ranks started")
-    cluster.pids = [rank.pid for rank in ranks()]
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
+
+
+def stop_now(cluster: Cluster) -> None:
+    wait_until(lambda: len(ranks_of(cluster)) == cluster.spec.ranks, "ranks started")
+    cluster.pids = [rank.pid for rank in ranks_of(cluster)]
     cluster.stop()
     assert "Traceback" not in cluster.log
+    assert "were ended by force" not in cluster.log
+
+
+def test_a_stop_during_the_start_is_orderly(start: Start) -> None:
+    stop_now(start(Spec(ranks=2)))
+
+
+def test_a_stop_while_it_joins_is_orderly(start: Start, tmp_path: Path) -> None:
+    """Rank 0 waits in MLX for rank 1, which never comes."""
+    command = one_rank_differs(tmp_path, "exec sleep 600")
+    cluster = start(Spec(ranks=2, command=command))
+    wait_until(lambda: len(ranks_of(cluster)) == 1, "rank 0 started")
+    wait_until(lambda: bool(taken([cluster.ports.ring[0]])), "rank 0 waits for its neighbour")
+    cluster.pids = [rank.pid for rank in ranks_of(cluster)]
+    cluster.stop()
+    assert "Traceback" not in cluster.log
+
+
+def test_a_stop_while_it_loads_is_orderly(start: Start, model: Path, tmp_path: Path) -> None:
+    """A file of the weights comes only half."""
+    with serve_hub() as hub:
+        hub.repositories["tests/tiny"] = model
+        hub.held = {"model-layer1.safetensors"}
+        spec = Spec(
+            ranks=2,
+            models=folder_model(Path("tests/tiny")),
+            env={"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")},
+        )
+        cluster = start(spec)
+        wait_until(lambda: hub.held <= set(hub.downloads), "the download has begun")
+        stop_now(cluster)
 
 
 # after the start
@@ -246,6 +286,13 @@ def test_a_killed_rank_ends_the_stream_and_the_job(
     cluster.assert_nothing_left()
 
 
+def assert_fails(cluster: Cluster, body: dict[str, Any]) -> None:
+    """The request gets an error of the server, unless that ends first."""
+    with suppress(httpx.RemoteProtocolError):
+        answer = cluster.http.post("/v1/completions", json=body, timeout=ANSWER_DEADLINE)
+        assert answer.status_code >= 500
+
+
 def test_a_frozen_rank_is_found_by_its_silence(start: Start, model: Path) -> None:
     """SIGSTOP: no connection is closed, only heartbeats and the step deadline tell."""
     settings = ("network.step_timeout=3",)
@@ -253,17 +300,38 @@ def test_a_frozen_rank_is_found_by_its_silence(start: Start, model: Path) -> Non
     frozen = cluster.pids[1]
     os.kill(frozen, signal.SIGSTOP)
     try:
-        answer = cluster.http.post(
-            "/v1/completions", json=cluster.body([5, 6, 7], 50), timeout=ANSWER_DEADLINE
-        )
-        assert answer.status_code >= 500
-    except httpx.RemoteProtocolError:
-        pass  # the server ended first
+        assert_fails(cluster, cluster.body([5, 6, 7], 50))
     finally:
         if psutil.pid_exists(frozen):
             os.kill(frozen, signal.SIGCONT)
     assert cluster.wait_ended(FAILURE_DEADLINE) not in (0, EXIT_STARTUP), cluster.log
     assert re.search(r"\bs\b|silent|3 s", errors(cluster)[0])
+    cluster.assert_nothing_left()
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Few layers, whose hidden states of a few thousand tokens are more than sockets buffer."""
+    config = LLAMA | {"hidden_size": 1024, "num_hidden_layers": 2, "max_position_embeddings": 16384}
+    folder = tmp_path_factory.mktemp("models") / "wide"
+    write_folder(folder, config, dict(tree_flatten(make_model(config).parameters())))
+    tokenizer(config["vocab_size"]).save_pretrained(folder)
+    return folder
+
+
+def test_a_rank_that_hangs_inside_a_collective_is_found(start: Start, wide_model: Path) -> None:
+    """Rank 0 waits in MLX for a frozen neighbour to take a tensor: only another thread can tell."""
+    settings = ("network.step_timeout=5", "scheduler.prefill_chunk_tokens=4096")
+    cluster = start(Spec(ranks=2, models=folder_model(wide_model), settings=settings)).wait_ready()
+    frozen = cluster.pids[1]
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        assert_fails(cluster, cluster.body([n % 90 for n in range(10_000)], 5))
+    finally:
+        if psutil.pid_exists(frozen):
+            os.kill(frozen, signal.SIGCONT)
+    assert cluster.wait_ended(FAILURE_DEADLINE) == EXIT_LOST, cluster.log
+    assert "network.step_timeout" in errors(cluster)[0]
     cluster.assert_nothing_left()
 
 

@@ -47,6 +47,13 @@ def outcome_of(lines: list[str], status: int = 0, *, stopping_after: int | None 
             Outcome(1, ("rank 4 was killed by SIGSEGV",), RankFailure(4, -11)),
         ),
         ([], -9, Outcome(1, ("mlx.launch was killed by SIGKILL",))),
+        (
+            ["Node with rank 1 exited with code -14"],
+            0,
+            Outcome(
+                1, ("rank 1 waited too long for the other ranks to start",), RankFailure(1, -14)
+            ),
+        ),
     ],
 )
 def test_end_of_a_job(lines: list[str], launch_status: int, expected: Outcome) -> None:

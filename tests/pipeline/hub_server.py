@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _API = re.compile(r"/api/models/([^/?]+/[^/?]+)(?:/(revision|tree)/([^/?]+))?")
@@ -20,6 +21,7 @@ class Hub:
     """`repositories`: id -> folder.  `gated`: ids that nobody may read.  `requests`: "GET path", in order.
 
     `downloads`: names of files that were asked for as a whole, not for a range of bytes.
+    `held`: names of files of which only the first half comes before `go_on` is set.
     """
 
     def __init__(self, port: int) -> None:
@@ -29,6 +31,8 @@ class Hub:
         self.requests: list[str] = []
         self.downloads: list[str] = []
         self.failing = False
+        self.held: set[str] = set()
+        self.go_on = Event()
 
     def forget_requests(self) -> None:
         self.requests.clear()
@@ -112,7 +116,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):
+                self._write(body)
+
+    def _write(self, body: bytes) -> None:
+        if self.path.rsplit("/", 1)[-1] in self.hub.held and "Range" not in self.headers:
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+            self.hub.go_on.wait()
+            body = body[len(body) // 2 :]
+        self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
         return
@@ -132,6 +145,7 @@ def serve_hub() -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        hub.go_on.set()
         server.shutdown()
         thread.join(timeout=10)
         server.server_close()
