@@ -29,6 +29,7 @@ from mlx._distributed_utils import launch
 from launcher.session import kill_session, members, signal_session
 
 REMOTE_KILL_TIMEOUT = 5.0  # seconds; an unreachable host would hold up ssh for minutes
+ASK_PAUSE = 0.2  # seconds; between two looks for ranks that were just being started
 
 
 class Commands:
@@ -36,6 +37,7 @@ class Commands:
 
     def __init__(self) -> None:
         self.mpirun: subprocess.Popen[bytes] | None = None
+        self.stopping = False
 
     def run(self, arguments: Any, **options: Any) -> subprocess.CompletedProcess[Any]:
         if options:
@@ -92,8 +94,7 @@ def stop_when_closed(descriptor: int, commands: Commands, grace: float) -> None:
     """Wait for the end of `descriptor`, then stop the session within `grace` seconds."""
     while os.read(descriptor, 4096):
         pass
-    signal_session(os.getsid(0), signal.SIGTERM, commands.spared)
-    time.sleep(grace)
+    ask_to_stop(commands, grace)
     left = len(set(members(os.getsid(0))) - commands.spared)
     if left:
         text = f"unresponsive: {left} processes did not stop within {grace:g} s and were killed"
@@ -101,6 +102,16 @@ def stop_when_closed(descriptor: int, commands: Commands, grace: float) -> None:
         with contextlib.suppress(BrokenPipeError):  # nobody listens any more
             print(text, file=sys.stderr, flush=True)
     kill_session(os.getsid(0), {os.getpid()})
+
+
+def ask_to_stop(commands: Commands, grace: float) -> None:
+    """Send SIGTERM once to each process of the session, also to those that start within `grace` seconds."""
+    commands.stopping = True
+    deadline = time.monotonic() + grace
+    asked: set[int] = set()
+    while time.monotonic() < deadline:
+        asked |= signal_session(os.getsid(0), signal.SIGTERM, asked | commands.spared)
+        time.sleep(min(ASK_PAUSE, grace))
 
 
 def replace_stdin() -> int:
@@ -130,7 +141,11 @@ def main() -> int:
     ).start()
     launch.select = wait_readable
     launch.run = commands.run
-    launch.main()
+    try:
+        launch.main()
+    except subprocess.CalledProcessError:  # a short command got the request to stop
+        if not commands.stopping:
+            raise
     return commands.status
 
 

@@ -41,11 +41,12 @@ def _has_ended(pid: int) -> bool:
         return False  # it is there, or there would be nothing to deny
 
 
-def signal_session(session: int, number: signal.Signals, spare: Collection[int] = ()) -> None:
-    """Send a signal to every member but those in `spare`."""
-    for pid in members(session):
-        if pid not in spare:
-            _send(pid, number)
+def signal_session(session: int, number: signal.Signals, spare: Collection[int] = ()) -> set[int]:
+    """Send a signal to every member but those in `spare`; returns to whom."""
+    pids = set(members(session)).difference(spare)
+    for pid in pids:
+        _send(pid, number)
+    return pids
 
 
 def _send(pid: int, number: signal.Signals) -> None:
