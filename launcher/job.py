@@ -6,12 +6,17 @@ its output is relayed, and whatever happens nothing of it outlives `Job.run`.
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    # Ctrl-C during the imports ends this process as quietly as any other program.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import contextlib
 import os
 import selectors
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -234,7 +239,9 @@ def stopped_by_signals(job: Job) -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         job.stop()
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else it was started by nohup
+        numbers.append(signal.SIGHUP)
     before = [(number, signal.signal(number, handle)) for number in numbers]
     try:
         yield
@@ -300,4 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before the job runs, or after
+        sys.exit(130)

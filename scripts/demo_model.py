@@ -3,9 +3,16 @@
 
 from __future__ import annotations
 
+import signal
+
+if __name__ == "__main__":
+    # Ctrl-C during the imports, which take a second or two, ends this process as quietly as any other program.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 import os
 import sys
+from typing import NoReturn
 
 import mlx.core as mx
 
@@ -54,8 +61,15 @@ def make(variant: Variant) -> int:
     return 0
 
 
+class _ServerParser(argparse.ArgumentParser):
+    """Says one sentence of an error: ./scripts/serve has options of its own, which a usage here would hide."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (see ./scripts/serve --help)\n")
+
+
 def make_for_server(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="./scripts/serve")
+    parser = _ServerParser(prog="./scripts/serve", add_help=False)
     config.add_arguments(parser)
     try:
         settings = config.from_arguments(parser.parse_args(arguments), os.environ)
@@ -68,4 +82,8 @@ def make_for_server(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # what it had begun is cleaned up
+        sys.exit(130)

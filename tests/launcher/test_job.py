@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from launcher.hostfile import Hostfile, HostfileError, local_hostfile
-from launcher.job import Job, JobError, JobSpec, LineBuffer
+from launcher.job import Job, JobError, JobSpec, LineBuffer, stopped_by_signals
 from launcher.outcome import Outcome, RankFailure
 from launcher.session import members
 
@@ -124,6 +124,34 @@ def test_ranks_that_will_not_stop_are_killed(run: Callable[..., Run], backend: s
     outcome = job.finish()
     assert outcome.status == 1
     assert outcome.reasons == ("3 processes did not stop within 1 s and were killed",)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pause", [0.0, 0.2, 0.5, 1.0])
+def test_ranks_that_are_just_starting_stop_too(
+    run: Callable[..., Run], backend: str, pause: float
+) -> None:
+    """Whatever mlx.launch is at after these pauses; most of it is over after the last one."""
+    job = run("sleep", backend, grace=DEADLINE)
+    time.sleep(pause)
+    job.job.stop()
+    assert job.finish() == Outcome(0, stopped=True)
+    assert "Traceback" not in job.text
+
+
+def test_a_stop_before_mpirun_has_been_found_is_quiet(
+    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """mlx.launch asks `which` for it, and gets the request to stop in its place."""
+    which = tmp_path / "which"
+    which.write_text(f"#!/bin/sh\ntouch {tmp_path}/asked\nexec sleep 600\n")
+    which.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    job = run("sleep", "mpi")
+    wait_for((tmp_path / "asked").exists)
+    job.job.stop()
+    assert job.finish() == Outcome(0, stopped=True)
+    assert "Traceback" not in job.text
 
 
 def test_a_second_stop_does_not_wait(run: Callable[..., Run]) -> None:
@@ -270,6 +298,40 @@ def test_signals_stop_it_in_order(number: signal.Signals) -> None:
         output, errors = process.communicate(timeout=DEADLINE)
         assert (process.returncode, errors) == (0, "")
         assert output.count("stopping in order") == 2
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_a_hangup_is_not_heeded_under_nohup(tmp_path: Path, ignored: bool) -> None:
+    job = Job(JobSpec(("true",), tmp_path / "hosts.json"), print)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with stopped_by_signals(job):
+            assert (signal.getsignal(signal.SIGHUP) == signal.SIG_IGN) is ignored
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+STUB = """
+import pathlib, time
+pathlib.Path(__file__).with_name("importing").touch()
+time.sleep(600)
+"""
+
+
+def test_an_interrupt_during_the_imports_is_quiet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "psutil.py").write_text(STUB)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    command = [sys.executable, "-m", "launcher.job", "--ranks", "2", "--", "true"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            wait_for((tmp_path / "importing").exists)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=DEADLINE)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (-signal.SIGINT, "")
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
