@@ -16,10 +16,9 @@ import mlx.core as mx
 import structlog
 from mlx.utils import tree_flatten
 
-from config import DEMO, Config, ConfigError
+from config import Config, ConfigError
 from pipeline.card import make_card
-from pipeline.checkpoint import Checkpoint, Progress
-from pipeline.demo_model import ensure_demo_model
+from pipeline.checkpoint import Checkpoint
 from pipeline.engine import Engine
 from pipeline.errors import (
     EngineFault,
@@ -34,10 +33,11 @@ from pipeline.frames import Loaded
 from pipeline.link import KeepAlive, Links, join, listen
 from pipeline.meeting import Meeting, agree, meet, place_layers
 from pipeline.plan import LayerRange, Plan
-from pipeline.plan.resources import this_node
+from pipeline.plan.resources import prefill_chunk, this_node
 from pipeline.ring import Ring
 from pipeline.sampler import Sampler
 from pipeline.scheduler import Limits, Scheduler
+from pipeline.served_model import open_checkpoint
 from pipeline.split import cut_limit
 from pipeline.worker import Worker
 
@@ -47,9 +47,6 @@ LOAD_TIMEOUT = 24 * 3600.0
 """Seconds that the slowest node may take to fetch and load; a node that dies meanwhile closes its link."""
 
 PORTS_TIMEOUT = 30.0  # seconds; binding takes none
-
-CPU_CHUNK, GPU_CHUNK = 128, 512
-"""Prompt tokens per prefill step where the configuration leaves it open."""
 
 DEFAULT_PREFIX_TOKENS = 1 << 16
 """Tokens of finished sequences that are kept where nobody knows what a token takes."""
@@ -317,15 +314,13 @@ class Rank:
         scheduler, gateway = self.config.scheduler, self.config.api_gateway
         blueprint = placement.checkpoint.blueprint()
         limit = cut_limit(blueprint.caches)
-        chunk = scheduler.prefill_chunk_tokens
-        if chunk is None:
-            chunk = GPU_CHUNK if mx.default_device() == mx.Device(mx.gpu) else CPU_CHUNK
         return Limits(
             stages=placement.meeting.size,
             max_requests=gateway.max_concurrent_requests,
             max_running=gateway.max_concurrent_requests,
-            max_group=scheduler.max_batch_size if blueprint.batchable else 1,
-            prefill_chunk=chunk,
+            max_group=scheduler.max_batch_size,
+            batchable=blueprint.batchable,
+            prefill_chunk=prefill_chunk(scheduler.prefill_chunk_tokens),
             context=max_model_len(self.config, placement.checkpoint),
             kv_tokens=kv_tokens,
             groups=scheduler.groups,
@@ -346,16 +341,6 @@ class Rank:
             raise EngineStopped(f"stopped while {what}")
         self.activity = what
         self.load_progress = done / total if total else 1.0
-
-
-def open_checkpoint(config: Config, progress: Progress) -> Checkpoint:
-    """The configured model's files.
-
-    Raises ModelError.
-    """
-    model = config.model
-    source = str(ensure_demo_model()) if model.source == DEMO else model.source
-    return Checkpoint.open(source, model.revision, model.trust_remote_code, progress)
 
 
 def max_model_len(config: Config, checkpoint: Checkpoint) -> int | None:

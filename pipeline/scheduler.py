@@ -129,16 +129,14 @@ class Scheduler:
         ended = self._released or self._retained
         return not (self._waiting or self._running or ended or self._in_flight)
 
-    def reconfigure(
-        self, max_requests: int, max_group: int, prefill_chunk: int | None = None
-    ) -> None:
-        """Change limits between two steps; what runs already goes on.  None leaves a limit as it is."""
+    def reconfigure(self, max_requests: int, max_group: int, prefill_chunk: int) -> None:
+        """Change limits between two steps; what runs already goes on."""
         self.limits = replace(
             self.limits,
             max_requests=max_requests,
             max_running=max_requests,
             max_group=max_group,
-            prefill_chunk=prefill_chunk or self.limits.prefill_chunk,
+            prefill_chunk=prefill_chunk,
         )
 
     # events

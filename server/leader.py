@@ -11,6 +11,7 @@ import structlog
 
 from config import Settings
 from pipeline.engine import Engine
+from pipeline.plan.resources import prefill_chunk
 from pipeline.rank import Placement, max_model_len
 from pipeline.request import GenerationRequest, SamplingParams
 from pipeline.scheduler import Scheduler
@@ -147,7 +148,7 @@ class Leader:
             scheduler.reconfigure(
                 max_requests=gateway.max_concurrent_requests,
                 max_group=wanted.max_batch_size,
-                prefill_chunk=wanted.prefill_chunk_tokens,
+                prefill_chunk=prefill_chunk(wanted.prefill_chunk_tokens),
             )
 
         if self._engine is not None:

@@ -110,8 +110,7 @@ class RankProcess:
         logs.bind_rank(meeting.node.name, meeting.rank)
         self._role = self._make_role(placement)
         await self._open_ports(self._role)
-        host = self.settings.config.coordinator.host
-        target = host or meeting.hosts[0]
+        target = self.settings.config.coordinator.reached_at(meeting.hosts[0])
         network = self.settings.config.network
         self._client = CoordinatorClient(
             target,

@@ -139,7 +139,7 @@ def test_another_batch_size_is_reached_after_a_change_while_running(
         driver.add(prompt=1, max_tokens=200)
     for _ in range(5):
         driver.turn()
-    driver.scheduler.reconfigure(max_requests=16, max_group=after)
+    driver.scheduler.reconfigure(16, after, driver.scheduler.limits.prefill_chunk)
     for _ in range(60):
         driver.turn()
     assert [len(group) for group in driver.scheduler.groups if group] == sizes
@@ -147,7 +147,7 @@ def test_another_batch_size_is_reached_after_a_change_while_running(
 
 def test_no_batch_size_makes_an_architecture_batch() -> None:
     driver = Driver(limits(batchable=False), ChosenPacing(1))
-    driver.scheduler.reconfigure(max_requests=16, max_group=8)
+    driver.scheduler.reconfigure(16, 8, driver.scheduler.limits.prefill_chunk)
     for _ in range(4):
         driver.add(prompt=1, max_tokens=20)
     for _ in range(20):
