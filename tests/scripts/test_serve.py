@@ -101,7 +101,7 @@ def test_the_hostfile_is_that_of_the_user(checkout: Checkout, form: str) -> None
         ("smollm2-135m", "smollm2-135m"),  # a name, though there is a folder of that name
         ("owner/name", "owner/name"),
         ("owner/here", "{here}/owner/here"),
-        ("./missing", "{here}/./missing"),
+        ("./missing", "{here}/missing"),
         ("../user's folder/owner", "{here}/owner"),
         (".", "{here}"),
         ("a/b/missing", "{here}/a/b/missing"),
