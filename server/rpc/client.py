@@ -82,7 +82,7 @@ class CoordinatorClient:
                     self._stub.Register, message, min(self._timeout_s, max(remaining, 0.001))
                 )
                 return messages.policy_from(reply.policy)
-            except CoordinatorLost as cause:
+            except (CoordinatorLost, Overloaded) as cause:
                 wait = backoff.next()
                 if loop.time() + wait >= end:
                     raise CoordinatorLost(
@@ -117,7 +117,7 @@ class CoordinatorClient:
             self._wake.clear()
             try:
                 reply = await self.heartbeat(_beat(registration, report(), revision))
-            except CoordinatorLost as cause:
+            except (CoordinatorLost, Overloaded) as cause:
                 silent = loop.time() - answered
                 if silent >= policy.patience_s:
                     raise CoordinatorLost(

@@ -11,32 +11,19 @@ from typing import Any
 import grpc
 
 from server.rpc import cluster_pb2 as pb
-from server.rpc import cluster_pb2_grpc, messages
+from server.rpc import messages
 from server.rpc.channel import SERVER_OPTIONS
 from server.rpc.config_store import ConfigBackend, ConfigStore
-from server.rpc.errors import (
-    BindError,
-    CoordinatorError,
-    InvalidMessage,
-    NotRegistered,
-    Overloaded,
-    Refused,
-)
+from server.rpc.errors import BindError, InvalidMessage
 from server.rpc.listen import bind, join
 from server.rpc.records import ClusterSnapshot
 from server.rpc.registry import ClusterRegistry
+from server.rpc.service import rpc_handlers
 from server.rpc.watchers import Watchers
 
 MAX_CONCURRENT_CALLS = 256
 
-Context = Any  # grpc.aio.ServicerContext
-
-_STATUS = {
-    InvalidMessage: grpc.StatusCode.INVALID_ARGUMENT,
-    Refused: grpc.StatusCode.FAILED_PRECONDITION,
-    NotRegistered: grpc.StatusCode.NOT_FOUND,
-    Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
+MAX_CHANGES = 64  # in one SetConfig; there are fewer dynamic settings
 
 
 class Coordinator:
@@ -68,7 +55,7 @@ class Coordinator:
         self._server = grpc.aio.server(
             options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS
         )
-        cluster_pb2_grpc.add_CoordinatorServicer_to_server(_Servicer(self), self._server)
+        self._server.add_generic_rpc_handlers((rpc_handlers(self),))
         try:
             bound = int(self._server.add_insecure_port(join(host, port)))
         except RuntimeError as cause:
@@ -114,10 +101,14 @@ class Coordinator:
             policy=messages.policy_to(self._registry.policy),
         )
 
+    def get_status(self, message: Any) -> Any:
+        return messages.cluster_to(self.snapshot())
+
     def get_config(self, message: Any) -> Any:
+        prefix = messages.text_from(message.prefix, "prefix", empty=True)
         entries = [
             pb.ConfigEntry(key=e.key, value=e.value, origin=e.origin, dynamic=e.dynamic)
-            for e in self._config.entries(message.prefix)
+            for e in self._config.entries(prefix)
         ]
         return pb.GetConfigReply(revision=self._config.revision, entries=entries)
 
@@ -125,8 +116,11 @@ class Coordinator:
         changes = dict(message.changes)
         if not changes:
             raise InvalidMessage("changes: must not be empty")
-        if not all(changes):
-            raise InvalidMessage("changes: a key must not be empty")
+        if len(changes) > MAX_CHANGES:
+            raise InvalidMessage(f"changes: {len(changes)} are more than {MAX_CHANGES}")
+        for key, value in changes.items():
+            messages.text_from(key, "changes: a key")
+            messages.text_from(value, f"changes[{key}]", empty=True)
         outcome = self._config.change(changes)
         refused = [
             pb.SetConfigReply.Refusal(key=key, reason=reason)
@@ -137,44 +131,3 @@ class Coordinator:
     def watch(self) -> AsyncIterator[ClusterSnapshot]:
         """The state and then its changes, until `stop`.  Raises Overloaded."""
         return self._watchers.watch(self.snapshot())
-
-
-class _Servicer:
-    """gRPC's names for the coordinator's methods, and its statuses for their errors."""
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-
-    async def Register(self, request: Any, context: Context) -> Any:
-        return await _answer(context, lambda: self._coordinator.register(request))
-
-    async def Heartbeat(self, request: Any, context: Context) -> Any:
-        return await _answer(context, lambda: self._coordinator.heartbeat(request))
-
-    async def GetStatus(self, request: Any, context: Context) -> Any:
-        return messages.cluster_to(self._coordinator.snapshot())
-
-    async def GetConfig(self, request: Any, context: Context) -> Any:
-        return await _answer(context, lambda: self._coordinator.get_config(request))
-
-    async def SetConfig(self, request: Any, context: Context) -> Any:
-        return await _answer(context, lambda: self._coordinator.set_config(request))
-
-    async def WatchState(self, request: Any, context: Context) -> AsyncIterator[Any]:
-        try:
-            async for snapshot in self._coordinator.watch():
-                yield messages.cluster_to(snapshot)
-        except Overloaded as error:
-            await _abort(context, error)
-
-
-async def _answer(context: Context, work: Callable[[], Any]) -> Any:
-    try:
-        return work()
-    except CoordinatorError as error:
-        return await _abort(context, error)
-
-
-async def _abort(context: Context, error: CoordinatorError) -> Any:
-    # abort() raises, which ends the call.
-    await context.abort(_STATUS[type(error)], str(error))

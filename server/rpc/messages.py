@@ -68,15 +68,15 @@ def registration_from(message: Message) -> Registration:
         epoch=message.epoch,
         rank=message.rank,
         size=message.size,
-        node=_text(message.node, "node"),
-        host=_text(message.host, "host"),
+        node=text_from(message.node, "node"),
+        host=text_from(message.host, "host"),
         pid=message.pid,
         ports=_ports(message.ports),
         layer_start=start,
         layer_end=end,
         num_layers=total,
-        model=_text(message.model, "model"),
-        fingerprint=_text(message.fingerprint, "fingerprint"),
+        model=text_from(message.model, "model"),
+        fingerprint=text_from(message.fingerprint, "fingerprint"),
         versions=_versions(message.versions),
     )
 
@@ -109,7 +109,7 @@ def heartbeat_from(message: Message) -> Heartbeat:
     """Raises InvalidMessage, naming the field."""
     report = RankReport(
         state=_reported_state(message.state),
-        reason=_text(message.reason, "reason", empty=True),
+        reason=text_from(message.reason, "reason", empty=True),
         load_progress=_optional(message, "load_progress", high=1.0),
         parameter_bytes=message.parameter_bytes,
         memory=_memory(message.memory),
@@ -117,7 +117,8 @@ def heartbeat_from(message: Message) -> Heartbeat:
         last_step_age_s=_optional(message, "last_step_age_s"),
         counters=_counters(message.counters) if message.HasField("counters") else None,
     )
-    node = _text(message.node, "node")
+    node = text_from(message.node, "node")
+    _require(message.rank < MAX_RANKS, "rank", f"{message.rank} is not below {MAX_RANKS}")
     return Heartbeat(message.epoch, message.rank, node, report, message.config_revision)
 
 
@@ -195,10 +196,10 @@ def _ports(message: Message) -> Ports:
 
 def _versions(message: Message) -> Versions:
     return Versions(
-        python=_text(message.python, "versions.python"),
-        mlx=_text(message.mlx, "versions.mlx"),
-        mlx_lm=_text(message.mlx_lm, "versions.mlx_lm"),
-        project=_text(message.project, "versions.project"),
+        python=text_from(message.python, "versions.python"),
+        mlx=text_from(message.mlx, "versions.mlx"),
+        mlx_lm=text_from(message.mlx_lm, "versions.mlx_lm"),
+        project=text_from(message.project, "versions.project"),
     )
 
 
@@ -238,7 +239,8 @@ def _reported_state(number: int) -> RankState:
     return state
 
 
-def _text(value: str, field: str, *, empty: bool = False) -> str:
+def text_from(value: str, field: str, *, empty: bool = False) -> str:
+    """The value.  Raises InvalidMessage, naming the field, where it is blank or longer than MAX_TEXT."""
     _require(empty or bool(value.strip()), field, "must not be empty")
     _require(len(value) <= MAX_TEXT, field, f"longer than {MAX_TEXT} characters")
     return value

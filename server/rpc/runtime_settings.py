@@ -10,6 +10,8 @@ from config.lookup import is_dynamic
 from config.yaml_text import read_value
 from server.rpc.config_store import ConfigEntry
 
+MAX_INTEGER = 2**31 - 1  # what frames and messages can carry of any count
+
 
 class RuntimeSettings:
     """A ConfigBackend over the settings of this process; `on_change` gets the settings in force."""
@@ -50,7 +52,11 @@ class RuntimeSettings:
 
 def changed(settings: Settings, changes: Mapping[str, str]) -> Settings:
     """Settings with the dynamic keys of `changes` set.  Raises ConfigError."""
-    return settings.change({key: read_value(text, key) for key, text in changes.items()})
+    values = {key: read_value(text, key) for key, text in changes.items()}
+    for key, value in values.items():
+        if isinstance(value, int) and value > MAX_INTEGER:
+            raise ConfigError(f"{key}: the number is above {MAX_INTEGER}.")
+    return settings.change(values)
 
 
 def _refusal(settings: Settings, changes: Mapping[str, str]) -> str:
@@ -58,4 +64,6 @@ def _refusal(settings: Settings, changes: Mapping[str, str]) -> str:
         changed(settings, changes)
     except ConfigError as error:
         return str(error)
+    except RecursionError:  # of the YAML reader
+        return f"{', '.join(changes)}: the value is nested too deeply."
     return ""

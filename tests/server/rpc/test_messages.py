@@ -98,7 +98,7 @@ def test_a_registration_survives_the_wire(record: Registration) -> None:
 
 
 @settings(deadline=None)
-@given(st.builds(Heartbeat, big, small, text, reports, big))
+@given(st.builds(Heartbeat, big, st.integers(0, messages.MAX_RANKS - 1), text, reports, big))
 def test_a_heartbeat_survives_the_wire(record: Heartbeat) -> None:
     assert messages.heartbeat_from(over_the_wire(messages.heartbeat_to(record))) == record
 
