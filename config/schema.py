@@ -124,6 +124,11 @@ class NetworkConfig(Section):
         default=120.0,
         description="Seconds one step may take on one stage before the ring counts as hung.",
     )
+    activation_format: Literal["native", "float16", "bfloat16", "int8"] = Field(
+        default="native",
+        description="How hidden states travel between stages: native, as the model computes them; "
+        "float16, bfloat16 or int8 (a scale for every 64 values), smaller and less exact, for slow links.",
+    )
     keepalive_interval: Seconds = Field(
         default=5.0, description="Seconds between two TCP keep-alive probes on an idle frame link."
     )

@@ -23,7 +23,7 @@ from pipeline.errors import FrameError
 from pipeline.request import Count, SamplingParams, TokenId, TokenLogprobs
 from pipeline.split import TensorSpec
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_FRAME_BYTES = 64 << 20
 """A frame holds at most one prompt, 5 bytes a token: this is room for millions of tokens."""
 

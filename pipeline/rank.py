@@ -265,9 +265,18 @@ class Rank:
         stage = checkpoint.load_stage(layers.start, layers.end, self._on_progress)
         self.parameter_bytes = sum(a.nbytes for _, a in tree_flatten(stage.model.parameters()))
         blueprint = checkpoint.blueprint()
-        timeout = self.config.network.step_timeout
+        network = self.config.network
+        timeout = network.step_timeout
         sampler = Sampler(checkpoint.vocab_size) if placement.last else None
-        self.worker = Worker(stage, blueprint.passes, ring, self._links, sampler, timeout)
+        self.worker = Worker(
+            stage,
+            blueprint.passes,
+            ring,
+            self._links,
+            sampler,
+            timeout,
+            network.activation_format,
+        )
         kv_tokens = self._agree_on_loaded(ring, self._kv_tokens(placement))
         if ring.rank == 0:
             limits = self._limits(placement, kv_tokens)

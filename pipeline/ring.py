@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,27 +33,29 @@ class Ring:
         self.rank = self._group.rank() if self._group else 0
         self.size = self._group.size() if self._group else 1
         self.stream = mx.new_stream(mx.cpu)
-        self._sending: list[mx.array] = []
+        self._sending: deque[list[mx.array]] = deque()  # messages, oldest first
 
     def send(self, arrays: Sequence[mx.array], to: int) -> None:
-        """Start sending evaluated arrays to a neighbour, in order; does not wait for the receiver.
+        """Start sending a message to a neighbour, its arrays in order; waits for neither them nor the receiver.
 
-        An earlier send that has not ended is waited for, which bounds the memory held by sends.
+        Lazy arrays begin to be computed.  Of the messages sent before, at most one may still be on its way
+        when this returns: older ones are waited for, which bounds the memory held by sends.
         """
-        self.flush()
+        while len(self._sending) > 1:
+            evaluate(self._sending.popleft())
+        message = []
         for array in arrays:
-            sent = mx.distributed.send(array, to, group=self._group, stream=self.stream)
-            mx.async_eval(sent)  # type: ignore[no-untyped-call]
-            self._sending.append(sent)
+            message.append(mx.distributed.send(array, to, group=self._group, stream=self.stream))
+            mx.async_eval(message[-1])  # type: ignore[no-untyped-call]
+        self._sending.append(message)
 
     def flush(self) -> None:
         """Wait until what was sent has left.
 
         Raises LinkClosed if the neighbour is gone.
         """
-        if self._sending:
-            evaluate(self._sending)
-            self._sending = []
+        while self._sending:
+            evaluate(self._sending.popleft())
 
     def expect(self, specs: Sequence[TensorSpec], source: int) -> list[mx.array]:
         """Lazy arrays that a neighbour will send; `post` them before evaluating what is built on them."""

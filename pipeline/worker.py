@@ -19,7 +19,16 @@ from pipeline.link import Links
 from pipeline.ring import Ring, evaluate
 from pipeline.sampler import Sampler
 from pipeline.sequences import StageSequences, states
-from pipeline.split import Message, Stage, TensorSpec, flatten, unflatten
+from pipeline.split import (
+    ActivationFormat,
+    Message,
+    Stage,
+    TensorSpec,
+    flatten,
+    pack,
+    unflatten,
+    unpack,
+)
 
 SETTLE_STEPS = 16
 """Decode steps of a group between two evaluations of its whole cache state.  What the output does not
@@ -56,12 +65,17 @@ class Worker:
         links: Links | None,
         sampler: Sampler | None,
         step_timeout: float,
+        activations: ActivationFormat = "native",
     ) -> None:
-        """`sampler`: on the last rank only.  `step_timeout`: seconds that each stage may take for a step."""
+        """`sampler`: on the last rank only.  `step_timeout`: seconds that each stage may take for a step.
+
+        `activations`: how this stage's output travels.
+        """
         self._stage, self._loops = stage, loops
         self._ring, self._links = ring, links
         self._sampler = sampler
         self._timeout = step_timeout
+        self._activations = activations
         self._next = (ring.rank + 1) % ring.size
         self._previous = (ring.rank - 1) % ring.size
         self.sequences = StageSequences(stage.make_cache)
@@ -148,7 +162,9 @@ class Worker:
         if step.loop == 0:
             fed = work.sequences if isinstance(work, Decode) else (work.sequence,)
             self.sequences.advance(fed, tokens.shape[1])
-        inputs = unflatten(tokens, step.tensors, expected) if expected is not None else tokens
+        inputs: mx.array | Message = tokens
+        if expected is not None:
+            inputs = unflatten(tokens, *unpack(step.tensors, expected))
         output = self._stage(inputs, caches, step.loop)
         loop = step.loop
         if self._ring.size == 1:
@@ -181,12 +197,13 @@ class Worker:
     ) -> None:
         """Announce, compute, send.  The announcement goes first so that the next rank prepares meanwhile."""
         outbound = self._require_links().outbound
-        specs, arrays = flatten(output)
+        specs, arrays = pack(*flatten(output), self._activations)
         outbound.send(self._announcement(step, specs), self._timeout)
         seconds = self._await_input(step, expected)
+        # Handed to the communication stream first: the tensors leave the moment they are computed.
+        self._ring.send(arrays, self._next)
         took = self._compute(arrays, also)
         outbound.send(Ready(step.id, (*seconds, took)), self._timeout)
-        self._ring.send(arrays, self._next)
 
     def _announcement(self, step: Step, specs: tuple[TensorSpec, ...]) -> Step:
         if self._next == 0:  # round again: rank 0 has applied the changes already

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pipeline.split.blueprint import Blueprint, LayerCall, Placement
+from pipeline.split.encoding import ActivationFormat, pack, unpack
 from pipeline.split.forking import cut_limit
 from pipeline.split.message import Message, TensorSpec, flatten, unflatten
 from pipeline.split.probe import probe
 from pipeline.split.stage import Stage
 
 __all__ = [
+    "ActivationFormat",
     "Blueprint",
     "LayerCall",
     "Message",
@@ -17,6 +19,8 @@ __all__ = [
     "TensorSpec",
     "cut_limit",
     "flatten",
+    "pack",
     "probe",
     "unflatten",
+    "unpack",
 ]

@@ -17,14 +17,14 @@ from pipeline.errors import FrameError
 Tree: TypeAlias = Any
 """None, an array, or a tuple, list or dict (keys: words) of trees."""
 
-_DTYPES: dict[str, mx.Dtype] = {
+DTYPES: dict[str, mx.Dtype] = {
     name: getattr(mx, name)
     for name in (
         "bool_", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64",
         "float16", "bfloat16", "float32", "float64", "complex64",
     )
 }  # fmt: skip
-_NAMES: dict[mx.Dtype, str] = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES: dict[mx.Dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 MAX_DIMENSIONS = 8
 MAX_BYTES = 1 << 34  # of one tensor; far above any hidden state, far below a nonsense allocation
@@ -51,6 +51,9 @@ class Message:
 class TensorSpec(msgspec.Struct, frozen=True):
     """One array of a message: its place in the tree, its shape, and its dtype by MLX's name.
 
+    `packed_from`: the dtype that it had before `pipeline.split.encoding` made it smaller; empty if it did not.
+    `scales`: of each vector along the last axis, where it was made int8.
+
     The place is a path such as `.hidden` or `.kv(0/2)[1/3]`: `.key` in a dict, `(i/n)` in a tuple
     of n, `[i/n]` in a list of n.  The empty path is the tree itself.  Raises FrameError on values
     that no message can have.
@@ -59,20 +62,24 @@ class TensorSpec(msgspec.Struct, frozen=True):
     path: str
     shape: tuple[int, ...]
     dtype: str
+    packed_from: str = ""
+    scales: int = 0
 
     def __post_init__(self) -> None:
-        if self.dtype not in _DTYPES:
+        if self.dtype not in DTYPES:
             raise FrameError(f"A tensor has the unknown dtype {self.dtype!r}.")
+        if self.packed_from and self.packed_from not in DTYPES:
+            raise FrameError(f"A tensor is packed from the unknown dtype {self.packed_from!r}.")
         if len(self.shape) > MAX_DIMENSIONS or any(n < 0 for n in self.shape):
             raise FrameError(f"A tensor has the impossible shape {self.shape}.")
-        if prod(self.shape) * _DTYPES[self.dtype].size > MAX_BYTES:
+        if prod(self.shape) * DTYPES[self.dtype].size > MAX_BYTES:
             raise FrameError(f"A tensor of shape {self.shape} is larger than {MAX_BYTES} bytes.")
         _steps(self.path)
 
     @property
     def mlx_dtype(self) -> mx.Dtype:
         """The dtype, as MLX wants it."""
-        return _DTYPES[self.dtype]
+        return DTYPES[self.dtype]
 
     @property
     def nbytes(self) -> int:
@@ -121,7 +128,7 @@ def unflatten(tokens: mx.array, specs: Sequence[TensorSpec], arrays: Sequence[mx
     if len(specs) != len(arrays):
         raise FrameError(f"A message announces {len(specs)} tensors and brings {len(arrays)}.")
     for spec, array in zip(specs, arrays, strict=True):
-        if array.shape != spec.shape or array.dtype != _DTYPES[spec.dtype]:
+        if array.shape != spec.shape or array.dtype != DTYPES[spec.dtype]:
             raise FrameError(
                 f"The tensor at {spec.path!r} is {array.dtype} {array.shape}, "
                 f"but {spec.dtype} {spec.shape} was announced."
