@@ -27,6 +27,7 @@ from pipeline.errors import (
 )
 from pipeline.frames import Admission, Decode, Prefill, Result, Step
 from pipeline.link import Connection, Links
+from pipeline.memory import MemoryState
 from pipeline.prefixes import PrefixStats
 from pipeline.request import FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from pipeline.scheduler import Scheduler
@@ -48,7 +49,7 @@ class _Running:
     queue: asyncio.Queue[Outcome]
     emitted: int = 0  # tokens delivered, those before a resume included
     tokens: tuple[int, ...] = ()  # what is prefilled
-    made: list[int] = field(default_factory=list)  # since it was submitted
+    made: list[int] = field(default_factory=list)  # since it was last put in the queue
     cached: int = 0  # tokens of the prompt that were not prefilled
 
     @property
@@ -58,8 +59,18 @@ class _Running:
 
     @property
     def to_make(self) -> int:
-        """Tokens still allowed when it is submitted."""
-        return self.request.max_tokens - len(self.request.emitted)
+        """Tokens still allowed."""
+        return self.request.max_tokens - self.emitted
+
+    @property
+    def started(self) -> bool:
+        """Whether anything was delivered since it was submitted."""
+        return self.emitted > len(self.request.emitted)
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """Output that is prefilled: from before a resume, or before it was preempted."""
+        return self.tokens[len(self.request.prompt) :]
 
 
 @dataclass(frozen=True)
@@ -76,6 +87,7 @@ class EngineStats:
     generated_tokens: int
     prompt_tokens: int  # prefilled
     prefixes: PrefixStats
+    memory: MemoryState
 
 
 class Engine:
@@ -140,6 +152,7 @@ class Engine:
             generated_tokens=self._generated,
             prompt_tokens=self._prompted,
             prefixes=scheduler.prefixes.stats,
+            memory=scheduler.memory_state,
         )
 
     @property
@@ -213,10 +226,11 @@ class Engine:
         if running is None:  # a snapshot
             return Admission(sequence, SamplingParams(), source=source, length=length)
         request = running.request
-        running.cached = min(length, len(request.prompt))
+        if not running.started:
+            running.cached = min(length, len(request.prompt))
         needs_prompt = request.params.repetition_penalty != 1.0
         prompt = request.prompt if needs_prompt else ()
-        return Admission(sequence, request.params, prompt, request.emitted, source, length)
+        return Admission(sequence, request.params, prompt, running.known, source, length)
 
     def _work(self, plan: StepPlan) -> Prefill | Decode | None:
         work = plan.work
@@ -234,28 +248,55 @@ class Engine:
             plan = self._scheduler.absorb(result.step, result.seconds)
         except KeyError:
             raise FrameError(f"a result of step {result.step}, which is not in flight") from None
-        if not isinstance(plan.work, DecodeBatch):
-            return
-        if len(result.tokens) != len(plan.work.sequences):
+        if isinstance(plan.work, DecodeBatch):
+            self._take_tokens(plan.work, result)
+        if result.memory:
+            self._watch_memory(result)
+        self._flush_outbox()
+
+    def _take_tokens(self, batch: DecodeBatch, result: Result) -> None:
+        if len(result.tokens) != len(batch.sequences):
             raise FrameError(
-                f"step {result.step}: {len(result.tokens)} tokens for {plan.work.sequences}"
+                f"step {result.step}: {len(result.tokens)} tokens for {batch.sequences}"
             )
         logprobs = result.logprobs or (None,) * len(result.tokens)
-        for sequence, token, entry in zip(
-            plan.work.sequences, result.tokens, logprobs, strict=True
-        ):
+        for sequence, token, entry in zip(batch.sequences, result.tokens, logprobs, strict=True):
             request = self._requests.get(sequence)
             if request is None:  # cancelled meanwhile
                 continue
             if sequence in result.broken:
                 self._give_up(request)
             else:
-                cached = 0 if request.made else request.cached
+                cached = 0 if request.started else request.cached
                 request.emitted += 1
                 request.made.append(token)
                 finish = self._finish_reason(request, token)
                 self._deliver(request, TokenEvent(token, finish, entry, cached))
-        self._flush_outbox()
+
+    def _watch_memory(self, result: Result) -> None:
+        """Let prefixes and sequences go where a stage uses more than its share."""
+        before = self._scheduler.memory.budget
+        for sequence in self._scheduler.observe_memory(result.step, result.memory):
+            self._preempt(self._requests.pop(sequence))
+        budget = self._scheduler.memory.budget
+        if budget != before:
+            log.warning(
+                "a stage uses more than its share of memory"
+                if result.memory > 1
+                else "there is room in memory again",
+                used=round(result.memory, 3),
+                kept_prefix_tokens=budget.prefix_tokens,
+                running_at_most=budget.running,
+            )
+
+    def _preempt(self, request: _Running) -> None:
+        """What is in flight for it is dropped, and made again as it was: sampling depends on the position."""
+        request.tokens += tuple(request.made)
+        request.made.clear()
+        request.sequence = self._scheduler.preempt(
+            request.sequence, len(request.tokens), request.to_make, request.tokens
+        )
+        self._requests[request.sequence] = request
 
     def _give_up(self, request: _Running) -> None:
         log.error("the logits can't be sampled", sequence=request.sequence, tokens=request.emitted)

@@ -31,6 +31,8 @@ HEADER_BYTES = 4
 
 SequenceId = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=sys.float_info.max)]
+Part = Annotated[float, msgspec.Meta(ge=0.0, le=sys.float_info.max)]
+"""Of a whole; above 1, more than the whole."""
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,6 +107,7 @@ class Ready(Record, frozen=True, tag="ready", tag_field="type"):
 
     step: Count
     seconds: tuple[Seconds, ...] = ()  # compute time of each stage so far
+    memory: Part = 0.0  # used of its share, by the fullest of these stages
 
 
 class Result(Record, frozen=True, tag="result", tag_field="type"):
@@ -115,6 +118,7 @@ class Result(Record, frozen=True, tag="result", tag_field="type"):
     logprobs: tuple[TokenLogprobs | None, ...] = ()  # empty when no sequence asked
     broken: tuple[SequenceId, ...] = ()  # whose logits can't be sampled; their tokens mean nothing
     seconds: tuple[Seconds, ...] = ()
+    memory: Part = 0.0
 
 
 class Loaded(Record, frozen=True, tag="loaded", tag_field="type"):

@@ -152,9 +152,10 @@ class Rank:
         """What MLX holds at this moment.  Any thread."""
         placed = self.placed.done() and self.placed.exception() is None
         limit = self.placed.result().memory_bytes if placed else 0
-        return MemoryReport(
-            mx.get_active_memory(), mx.get_peak_memory(), mx.get_cache_memory(), limit
-        )
+        peak = mx.get_peak_memory()
+        if self.worker is not None:  # it starts the count of MLX anew with each step
+            peak = max(peak, self.worker.stats.peak_memory)
+        return MemoryReport(mx.get_active_memory(), peak, mx.get_cache_memory(), limit)
 
     def traffic(self) -> tuple[int, int, int, int]:
         """Frames sent, frames received, bytes sent, bytes received on the frame links."""
@@ -276,6 +277,7 @@ class Rank:
             sampler,
             timeout,
             network.activation_format,
+            placement.memory_bytes,
         )
         kv_tokens = self._agree_on_loaded(ring, self._kv_tokens(placement))
         if ring.rank == 0:

@@ -11,76 +11,17 @@ from a copy.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pipeline.errors import ContextTooLong, QueueFull
 from pipeline.groups import Groups
+from pipeline.limits import Limits, Sequence
+from pipeline.memory import MemoryState, MemoryWatch
 from pipeline.pacing import Pacing
-from pipeline.prefixes import BLOCK, Prefix, PrefixCache
+from pipeline.prefixes import BLOCK, PrefixCache
 from pipeline.steps import Admitted, DecodeBatch, PrefillChunk, StepPlan
 
 __all__ = ["Admitted", "DecodeBatch", "Limits", "PrefillChunk", "Scheduler", "StepPlan"]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the scheduler may use.  Token counts are per sequence unless said otherwise."""
-
-    stages: int
-    max_requests: int  # running and waiting together
-    max_running: int  # sequences that hold caches
-    max_group: int  # sequences in one micro-batch, where the architecture can batch
-    prefill_chunk: int  # tokens
-    batchable: bool = True  # False: a micro-batch is one sequence, whatever is configured
-    context: int | None = None  # prompt + output of one sequence; None: the model does not say
-    # Running and kept sequences together, on the tightest stage; None: no limit.
-    kv_tokens: int | None = None
-    max_prefilling: int = 4  # prompts that take turns, so that a short one overtakes a long one
-    groups: int | None = None  # fixed number of micro-batches; None: as Pacing measures
-    loops: int = 1  # times the hidden state goes round; such models can't have two steps in flight
-    # Of finished sequences that are kept for later prompts; 0: no prefix cache.
-    prefix_tokens: int = 0
-    prefix_sequences: int = 1024  # of them
-    cut_limit: int | None = None  # tokens up to which caches can be cut; None: at any length
-
-    @property
-    def group_size(self) -> int:
-        """The most sequences in one micro-batch."""
-        return self.max_group if self.batchable else 1
-
-    @property
-    def window(self) -> int:
-        """Steps in flight: one in each stage and one on its way to each."""
-        return 1 if self.loops > 1 else 2 * self.stages
-
-
-@dataclass
-class Sequence:
-    """One request as the scheduler sees it."""
-
-    id: int
-    prompt: int  # tokens, at least 1
-    max_tokens: int
-    tokens: tuple[int, ...] = ()  # the prompt, if it may share prefixes
-    prefilled: int = 0  # tokens of the prompt that were copied, or handed out in chunks
-    decoded: int = 0  # steps handed out
-    placed: bool = False  # the stages have been told of it
-    awaits: Prefix | None = None  # that another sequence prefills
-
-    @property
-    def to_prefill(self) -> int:
-        """Prompt tokens still to be handed out.  The last one is fed by the first decode step."""
-        return self.prompt - 1 - self.prefilled
-
-    @property
-    def held(self) -> int:
-        """Tokens in its caches once the stages have applied all steps handed out."""
-        return self.prefilled + self.decoded
-
-    @property
-    def kv_tokens(self) -> int:
-        """Cache entries that it can come to need."""
-        return self.prompt + self.max_tokens
 
 
 class Scheduler:
@@ -90,6 +31,8 @@ class Scheduler:
         self.limits = limits
         self.pacing = pacing or Pacing(limits.stages)
         self.prefixes = PrefixCache(limits.prefix_tokens, limits.prefix_sequences, limits.cut_limit)
+        self.memory = MemoryWatch(limits.prefix_tokens, limits.max_running)
+        self._preempted = 0
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
         self._prefilling: deque[Sequence] = deque()  # in turn
@@ -124,6 +67,12 @@ class Scheduler:
         return len(self._in_flight)
 
     @property
+    def memory_state(self) -> MemoryState:
+        """How much of its memory the fullest stage uses, and what that kept from being held."""
+        watch = self.memory
+        return MemoryState(watch.used, watch.budget, watch.reductions, self._preempted)
+
+    @property
     def idle(self) -> bool:
         """Nothing runs, waits or is in flight, and the stages know of every end."""
         ended = self._released or self._retained
@@ -138,6 +87,7 @@ class Scheduler:
             max_group=max_group,
             prefill_chunk=prefill_chunk,
         )
+        self.memory.max_running = max_requests
 
     # events
 
@@ -184,6 +134,43 @@ class Scheduler:
         else:  # the stages have not heard of it
             self.prefixes.forget(sequence)
             self._admitted = [a for a in self._admitted if a.sequence != sequence]
+
+    def observe_memory(self, step: int, used: float) -> list[int]:
+        """In step `step` the fullest stage used the part `used` of its share of memory.
+
+        Returns the running sequences that have to give up their place, for `preempt`; the latest first.
+        """
+        running = list(self._running)
+        budget = self.memory.observe(
+            step, self._next_step, used, self.prefixes.tokens, len(running)
+        )
+        if budget is None:
+            return []
+        self.prefixes.max_tokens = (
+            self.limits.prefix_tokens if budget.prefix_tokens is None else budget.prefix_tokens
+        )
+        self.drop_prefixes(self.prefixes.max_tokens)
+        return running[: self._max_running - 1 : -1] if len(running) > self._max_running else []
+
+    def preempt(
+        self, sequence: int, prompt: int, max_tokens: int, tokens: tuple[int, ...] = ()
+    ) -> int:
+        """Take a running sequence from the stages, and put it first in the queue.
+
+        It goes on under the returned id, with what it has made so far as part of its prompt; `max_tokens` are
+        left to be made.
+        """
+        self.finish(sequence)
+        self._preempted += 1
+        successor = self.take_id()
+        self._waiting.appendleft(Sequence(successor, prompt, max_tokens, tokens))
+        return successor
+
+    @property
+    def _max_running(self) -> int:
+        ceiling = self.memory.budget.running
+        most = self.limits.max_running
+        return most if ceiling is None else min(most, ceiling)
 
     def drop_prefixes(self, tokens: int = 0) -> None:
         """Release kept sequences, least recently used first, until at most `tokens` of them are left."""
@@ -254,7 +241,7 @@ class Scheduler:
         for follower in list(self._followers):
             self._reconsider(follower)
         used = self._kv_tokens
-        while self._waiting and len(self._running) < limits.max_running:
+        while self._waiting and len(self._running) < self._max_running:
             head = self._waiting[0]
             if limits.kv_tokens is not None and used + head.kv_tokens > limits.kv_tokens:
                 break

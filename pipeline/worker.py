@@ -49,6 +49,7 @@ class WorkerStats:
     wait_seconds: float = 0.0
     sequences: int = 0  # that run; not those retained for later prompts
     cache_bytes: int = 0
+    peak_memory: int = 0  # bytes that MLX held at most, loading included
 
 
 class Worker:
@@ -66,20 +67,24 @@ class Worker:
         sampler: Sampler | None,
         step_timeout: float,
         activations: ActivationFormat = "native",
+        memory_bytes: int = 0,
     ) -> None:
         """`sampler`: on the last rank only.  `step_timeout`: seconds that each stage may take for a step.
 
-        `activations`: how this stage's output travels.
+        `activations`: how this stage's output travels.  `memory_bytes`: this rank's share, which it is to keep
+        to; 0: as much as it wants.
         """
         self._stage, self._loops = stage, loops
         self._ring, self._links = ring, links
         self._sampler = sampler
         self._timeout = step_timeout
         self._activations = activations
+        self._memory = memory_bytes
         self._next = (ring.rank + 1) % ring.size
         self._previous = (ring.rank - 1) % ring.size
         self.sequences = StageSequences(stage.make_cache)
-        self.stats = WorkerStats()
+        self.stats = WorkerStats(peak_memory=mx.get_peak_memory())
+        mx.reset_peak_memory()  # loading is no sign of what steps take
         self._unsettled: dict[int, int] = {}  # by group: decode steps since its caches were settled
 
     # the loop of every rank but the first
@@ -199,11 +204,12 @@ class Worker:
         outbound = self._require_links().outbound
         specs, arrays = pack(*flatten(output), self._activations)
         outbound.send(self._announcement(step, specs), self._timeout)
-        seconds = self._await_input(step, expected)
+        before = self._await_input(step, expected)
         # Handed to the communication stream first: the tensors leave the moment they are computed.
         self._ring.send(arrays, self._next)
         took = self._compute(arrays, also)
-        outbound.send(Ready(step.id, (*seconds, took)), self._timeout)
+        ready = Ready(step.id, (*before.seconds, took), max(before.memory, self._memory_used()))
+        outbound.send(ready, self._timeout)
 
     def _announcement(self, step: Step, specs: tuple[TensorSpec, ...]) -> Step:
         if self._next == 0:  # round again: rank 0 has applied the changes already
@@ -222,20 +228,21 @@ class Worker:
             raise EngineFault("a stage that is not the last one made logits")
         if isinstance(work, Prefill):
             # Without evaluating the logits, neither head nor the last layer's feed-forward is computed.
-            seconds = self._await_input(step, expected)
-            took = self._compute(also)
-            return Result(step.id, seconds=(*seconds, took))
+            before = self._await_input(step, expected)
+            seconds = (*before.seconds, self._compute(also))
+            return Result(step.id, seconds=seconds, memory=max(before.memory, self._memory_used()))
         sampled = self._sampler(logits[:, -1], work.sequences)
-        seconds = self._await_input(step, expected)
-        took = self._compute(sampled.arrays(), also)
+        before = self._await_input(step, expected)
+        seconds = (*before.seconds, self._compute(sampled.arrays(), also))
+        memory = max(before.memory, self._memory_used())
         tokens, logprobs = sampled.record()
         asked = tuple(logprobs) if any(entry is not None for entry in logprobs) else ()
-        return Result(step.id, tuple(tokens), asked, sampled.broken(), (*seconds, took))
+        return Result(step.id, tuple(tokens), asked, sampled.broken(), seconds, memory)
 
-    def _await_input(self, step: Step, expected: list[mx.array] | None) -> tuple[float, ...]:
-        """Wait for the previous stage's Ready and start receiving; compute seconds of the stages so far."""
+    def _await_input(self, step: Step, expected: list[mx.array] | None) -> Ready:
+        """Wait for the previous stage's Ready and start receiving; an empty one where the step begins."""
         if expected is None:
-            return ()
+            return Ready(step.id)
         started, self.stats.busy_since = time.monotonic(), None
         stages_before = step.loop * self._ring.size + self._ring.rank
         frame: Frame = self._require_links().inbound.receive(self._timeout * stages_before)
@@ -244,7 +251,18 @@ class Worker:
         if not isinstance(frame, Ready) or frame.step != step.id:
             raise FrameError(f"{frame!r} arrived where Ready of step {step.id} was expected")
         self._ring.post(expected)
-        return frame.seconds
+        return frame
+
+    def _memory_used(self) -> float:
+        """The part of this rank's share that was in use at most; frees what MLX only holds back for later."""
+        peak = mx.get_peak_memory()
+        self.stats.peak_memory = max(self.stats.peak_memory, peak)
+        if not self._memory:
+            return 0.0
+        mx.reset_peak_memory()
+        if peak + mx.get_cache_memory() > self._memory:
+            mx.clear_cache()
+        return peak / self._memory
 
     def _compute(self, *trees: list[Any]) -> float:
         started = time.monotonic()

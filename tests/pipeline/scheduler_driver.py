@@ -37,6 +37,7 @@ class Driver:
         self.queue: list[int] = []  # not yet on the stages, first come first
         self.plans: list[StepPlan] = []
         self.asked: dict[int, int] = {}  # prompt and output, of every sequence
+        self.arrival: dict[int, int] = {}  # first id of a sequence that was preempted; else its own
 
     def add(self, prompt: int | list[int], max_tokens: int = 5) -> int:
         """Only a prompt whose tokens are given may share a prefix."""
@@ -67,7 +68,9 @@ class Driver:
         assert len(set(admitted)) == len(admitted)
         self.queue = [s for s in self.queue if s not in admitted]
         waiting = self.queue[len(self.queue) - self.scheduler.waiting :]
-        assert max(admitted, default=-1) < min(waiting, default=1 << 30), "admitted out of turn"
+        turns = [self.arrival.get(s, s) for s in admitted]
+        next_turn = min((self.arrival.get(s, s) for s in waiting), default=1 << 30)
+        assert max(turns, default=-1) < next_turn, "admitted out of turn"
         self.stages.apply(plan)
         self.flying.append(plan)
         self.plans.append(plan)
@@ -84,6 +87,24 @@ class Driver:
                     self.budget[sequence] -= 1
                     if not self.budget[sequence]:
                         self.finish(sequence)
+
+    def observe_memory(self, used: float) -> None:
+        """The step that was absorbed last used this part of a share; what has to go is preempted."""
+        step = len(self.plans) - len(self.flying) - 1
+        for sequence in self.scheduler.observe_memory(step, used):
+            self.preempt(sequence)
+
+    def preempt(self, sequence: int) -> int:
+        text, left = self.stages.texts[sequence], self.budget.pop(sequence)
+        tokens = tuple(text) if text[0] >= 0 else ()
+        successor = self.scheduler.preempt(sequence, len(text), left, tokens)
+        self.stages.texts[successor] = list(text)
+        self.stages.prompts[successor] = len(text)
+        self.budget[successor] = left
+        self.asked[successor] = self.asked[sequence]
+        self.arrival[successor] = self.arrival.get(sequence, sequence)
+        self.queue.insert(0, successor)
+        return successor
 
     def answer(self, sequence: int) -> int:
         """The next token: the same for the same text."""

@@ -43,7 +43,9 @@ def limits(**changes: Any) -> Limits:
 
 
 @contextmanager
-def running(architecture: str = "llama", **changes: Any) -> Iterator[tuple[Engine, Worker]]:
+def running(
+    architecture: str = "llama", memory_bytes: int = 0, **changes: Any
+) -> Iterator[tuple[Engine, Worker]]:
     """An engine in a thread of its own, as a rank runs it; the loop must have ended in order afterwards."""
     made: Future[tuple[Engine, Worker]] = Future()
     ended: Future[None] = Future()
@@ -52,7 +54,10 @@ def running(architecture: str = "llama", **changes: Any) -> Iterator[tuple[Engin
         model = make_model(CONFIGS[architecture])
         blueprint = probe(make_model(CONFIGS[architecture]))
         stage = Stage(model, blueprint, 0, blueprint.num_layers)
-        worker = Worker(stage, blueprint.passes, Ring(), None, Sampler(VOCABULARY), DEADLINE)
+        sampler = Sampler(VOCABULARY)
+        worker = Worker(
+            stage, blueprint.passes, Ring(), None, sampler, DEADLINE, memory_bytes=memory_bytes
+        )
         engine = Engine(Scheduler(limits(**changes)), worker, None, DEADLINE)
         made.set_result((engine, worker))
         try:
@@ -121,6 +126,36 @@ def test_tokens_are_those_of_the_whole_model(architecture: str, length: int) -> 
         events = asyncio.run(collect(engine.generate(request(prompt))))
     assert tokens_of(events) == lone_tokens(prompt, 8, architecture)
     assert [event.finish for event in events] == [None] * 7 + ["length"]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mamba2"])
+def test_sequences_that_lose_their_place_go_on_as_if_they_had_not(architecture: str) -> None:
+    """One byte of memory is always too little: the batch shrinks to one, and everybody is served."""
+    sampled = SamplingParams(
+        temperature=1.0, seed=11, repetition_penalty=1.3, frequency_penalty=0.5, min_tokens=9
+    )
+    jobs = [request(tuple(range(i, i + 3 + 4 * i)), 12 + i) for i in range(1, 5)]
+    jobs += [request(tuple(range(i, i + 20)), 12, params=sampled) for i in range(3)]
+
+    async def all_at_once(engine: Engine, worker: Worker) -> list[list[TokenEvent]]:
+        results = await asyncio.gather(*(collect(engine.generate(job)) for job in jobs))
+        await drained(engine, worker)
+        return results
+
+    with running(architecture) as (engine, worker):
+        expected = asyncio.run(all_at_once(engine, worker))
+        assert engine.stats().memory.preempted == 0
+    with running(architecture, memory_bytes=1, prefix_tokens=1000) as (engine, worker):
+        results = asyncio.run(all_at_once(engine, worker))
+        memory = engine.stats().memory
+    assert memory.used > 1
+    assert memory.preempted >= 3
+    assert memory.budget.running == 1
+    assert memory.budget.prefix_tokens == 0
+    for events, wanted in zip(results, expected, strict=True):
+        assert tokens_of(events) == tokens_of(wanted)
+        assert [event.finish for event in events] == [event.finish for event in wanted]
+        assert not any(event.cached for event in events[1:])
 
 
 def test_together_as_alone() -> None:

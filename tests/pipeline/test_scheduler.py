@@ -78,6 +78,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     def absorb(self) -> None:
         self.driver.absorb()
 
+    @rule(used=st.sampled_from([0.5, 0.95, 1.2, 1.2]))
+    def observe_memory(self, used: float) -> None:
+        self.driver.observe_memory(used)
+
     @rule(turns=st.integers(1, 8))
     def run(self, turns: int) -> None:
         for _ in range(turns):
