@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
+import resource
+import signal
 import sys
-import threading
 
 from config import ConfigError, Settings, add_arguments, from_arguments, render
+from server.closing import run_to_end, threads_hang
+
+MLX_LM_FILES = (
+    4096  # the hard limit of open files that mlx-lm sets when it is imported, whatever it was
+)
 
 EXIT_STARTUP = 1  # configuration, model or ports: starting again does not help
 EXIT_LOST = 3  # the ring broke or the engine failed after the start: starting again may help
@@ -31,6 +36,11 @@ def main() -> int:
 
 def serve(settings: Settings) -> int:
     """Run this rank to its end; returns the exit status."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a half-done import
+    problem = _descriptors_problem()
+    if problem:
+        return _fatal(problem, EXIT_STARTUP)
     # Imported here: MLX and mlx-lm take a second to load, --print-config does not need them.
     from pipeline.errors import (
         ModelError,
@@ -47,7 +57,7 @@ def serve(settings: Settings) -> int:
 
     logs.configure()
     try:
-        asyncio.run(RankProcess(settings).run())
+        run_to_end(RankProcess(settings).run())
     except (
         ConfigError,
         ModelError,
@@ -66,6 +76,21 @@ def serve(settings: Settings) -> int:
     return 0
 
 
+def _descriptors_problem() -> str:
+    """Why mlx-lm can't be imported, or nothing; a hard limit that may be raised is raised."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard == resource.RLIM_INFINITY or hard >= MLX_LM_FILES:
+        return ""
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, MLX_LM_FILES))
+    except ValueError:
+        return (
+            f"The hard limit of open files is {hard}, mlx-lm needs {MLX_LM_FILES}:"
+            f" raise it (ulimit -Hn {MLX_LM_FILES}, or LimitNOFILE of the service) and start again."
+        )
+    return ""
+
+
 def _fatal(message: str, status: int, word: str = "fatal") -> int:
     """Tell whoever started the job why this rank ends; see launcher.outcome."""
     print(f"{word}: {message}", file=sys.stderr, flush=True)
@@ -76,8 +101,7 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    hangs = any(thread.name == "engine" and thread.is_alive() for thread in threading.enumerate())
-    if code or hangs:
+    if code or threads_hang():
         # After a failure the engine thread may hang inside MLX, and MPI waits for ranks that are gone.
         os._exit(code)
     sys.exit(code)

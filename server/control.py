@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 
+from config import Config
+from config.keys import format_key
 from pipeline.rank import Phase, Placement, Rank
+from server.rpc.errors import BindError
 from server.rpc.records import (
+    LEADER,
     Counters,
     Memory,
     Ports,
@@ -46,6 +50,17 @@ def registration_of(placement: Placement, model: str) -> Registration:
             project=card.versions["mlx-cluster"],
         ),
     )
+
+
+def port_problem(config: Config, placement: Placement, error: BindError) -> str:
+    """What can't be listened on, with the setting that wants it."""
+    node = placement.meeting.node
+    users = [(format_key(("nodes", node.name, "ports")), port) for port in node.ports]
+    if placement.meeting.rank == LEADER:
+        users.append(("api_gateway.port", config.api_gateway.port))
+        users.append(("coordinator.port", config.coordinator.port))
+    keys = sorted(key for key, port in users if port == error.port)
+    return f"{' and '.join(keys)}: {error}" if keys else str(error)
 
 
 class Reporter:

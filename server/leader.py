@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 import time
 from importlib.metadata import version
@@ -11,6 +12,7 @@ import structlog
 
 from config import Settings
 from pipeline.engine import Engine
+from pipeline.errors import LinkTimeout
 from pipeline.plan.resources import prefill_chunk
 from pipeline.rank import Placement, max_model_len
 from pipeline.request import GenerationRequest, SamplingParams
@@ -18,11 +20,13 @@ from pipeline.scheduler import Scheduler
 from server.api import ServedModel, Service, create_app
 from server.api.defaults import read_defaults
 from server.api.tokenizer import load_tokenizer
+from server.closing import close_all
 from server.node.cluster_routes import ClusterView, EngineStats, cluster_routes, fault_of
 from server.node.health import NodeView, health_app
 from server.node.serve import HttpServers, Listener, start_servers
 from server.rpc.client import CoordinatorClient
 from server.rpc.coordinator import Coordinator
+from server.rpc.errors import CoordinatorLost
 from server.rpc.records import LEADER, ClusterSnapshot, HealthPolicy, RankState
 from server.rpc.registry import ClusterRegistry
 from server.rpc.runtime_settings import RuntimeSettings
@@ -31,6 +35,9 @@ log = structlog.get_logger()
 
 WARM_UP = SamplingParams(temperature=0.0)
 WARM_UP_TOKENS = 2
+READY_SECONDS = 60.0  # for ranks that have loaded to say so
+CLEANUP_SECONDS = 0.5  # for the ports to close after the grace of open responses
+COORDINATOR_SECONDS = 0.5
 UNKNOWN_LENGTH = 1 << 20  # tokens, where neither the model nor the configuration names a limit
 
 
@@ -87,9 +94,7 @@ class Leader:
         assert engine is not None, "rank 0 has an engine"
         self._engine = engine
         model = await asyncio.to_thread(self._served_model)
-        async for snapshot in client.watch():
-            if _others_ready(snapshot):
-                break
+        await wait_for_others(client, READY_SECONDS)
         await _warm_up(engine)
         self._service.model, self._service.generator = model, engine
         self._warm = True
@@ -99,8 +104,10 @@ class Leader:
         """Refuse new requests, close the ports, end the coordinator."""
         self._stopping = True
         if self._servers is not None:
-            await self._servers.stop(grace)
-        await self._coordinator.stop(grace)
+            await close_all({"ports": self._servers.stop(grace)}, grace + CLEANUP_SECONDS)
+        # Last: ranks that still work on open responses keep sending heartbeats.
+        coordinator = self._coordinator.stop(COORDINATOR_SECONDS / 2)
+        await close_all({"coordinator": coordinator}, COORDINATOR_SECONDS)
 
     def _served_model(self) -> ServedModel:
         config, checkpoint = self._settings.config, self._placement.checkpoint
@@ -164,10 +171,32 @@ async def _warm_up(engine: Engine) -> None:
         pass
 
 
-def _others_ready(snapshot: ClusterSnapshot) -> bool:
-    """Whether only rank 0 is missing: it counts as ready after the warm-up, which needs all others."""
-    others = [rank for rank in snapshot.ranks if rank.rank != LEADER]
-    return not snapshot.missing and all(rank.state is RankState.READY for rank in others)
+async def wait_for_others(client: CoordinatorClient, seconds: float) -> None:
+    """Return when all ranks but the first are ready.
+
+    Raises LinkTimeout, naming those that are not after `seconds`; CoordinatorLost.
+    """
+    try:
+        await asyncio.wait_for(_until_others_ready(client), seconds)
+    except asyncio.TimeoutError:
+        late = _late(await client.status())
+        raise LinkTimeout(
+            f"rank {late} did not say within {seconds:g} s of loading that it is ready"
+        ) from None
+
+
+async def _until_others_ready(client: CoordinatorClient) -> None:
+    async with contextlib.aclosing(client.watch()) as snapshots:
+        async for snapshot in snapshots:
+            if not _late(snapshot):
+                return
+    raise CoordinatorLost("the coordinator stopped before all ranks were ready")
+
+
+def _late(snapshot: ClusterSnapshot) -> str:
+    """Ranks that are not ready; without rank 0, which is after the warm-up, which needs all others."""
+    ready = {rank.rank for rank in snapshot.ranks if rank.state is RankState.READY}
+    return ", ".join(str(rank) for rank in range(snapshot.size) if rank not in ready | {LEADER})
 
 
 def _health_policy(settings: Settings) -> HealthPolicy:

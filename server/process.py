@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import Future
 from importlib.metadata import version
-from typing import Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import structlog
 
@@ -24,7 +24,8 @@ from pipeline.engine import Engine
 from pipeline.errors import LinkTimeout
 from pipeline.rank import Phase, Placement, Rank
 from server import descriptors, logs
-from server.control import Reporter, registration_of
+from server.closing import close_all
+from server.control import Reporter, port_problem, registration_of
 from server.follower import Follower
 from server.leader import Leader
 from server.node.health import NodeView
@@ -44,7 +45,8 @@ WATCHDOG_SECONDS = 2.0  # between two looks at the step at hand, at most
 LOADED_DEADLINE = 60.0  # seconds to register with the coordinator, which starts at the same time
 # These together stay below the grace that the launcher gives (launcher.job.GRACE), and mlx.launch to it.
 HTTP_GRACE_SECONDS = 2
-CONTROL_SECONDS = 4.0  # for the ports and the control plane, the grace included
+PORTS_SECONDS = 3.5  # for the ports, the grace included
+CONTROL_SECONDS = 0.5  # for this rank's side of the control plane
 GOODBYE_SECONDS = 3.0  # for the ring to end in order
 ABORT_SECONDS = 0.5  # for a rank whose links are closed; it may hang inside MLX
 
@@ -63,7 +65,7 @@ class Role(Protocol):
         """The weights are loaded.  Returns once this rank has nothing more to prepare."""
 
     async def stop(self, grace: int) -> None:
-        """Close the ports; open responses get `grace` seconds."""
+        """Close the ports; open responses get `grace` seconds.  What fails in one part skips no other."""
 
 
 class RankProcess:
@@ -78,7 +80,8 @@ class RankProcess:
         self._runtime = RuntimeSettings(settings, lambda _: None)
         self._role: Role | None = None
         self._client: CoordinatorClient | None = None
-        self._heartbeats: asyncio.Task[None] | None = None
+        self._heartbeats: asyncio.Task[NoReturn] | None = None
+        self._watchdog: asyncio.Task[NoReturn] | None = None
 
     async def run(self) -> None:
         """Live.  Returns after an orderly stop; raises what ended the rank otherwise."""
@@ -94,7 +97,7 @@ class RankProcess:
             with contextlib.suppress(Stopped):
                 await self._start_up()
                 progress.cancel()
-                await self._until_end()
+                await self._unless_stopped(asyncio.Event().wait())
             orderly = True
         finally:
             progress.cancel()
@@ -124,7 +127,10 @@ class RankProcess:
         self._heartbeats = asyncio.create_task(
             self._client.run_heartbeats(registration, policy, self.reporter, self._on_config)
         )
+        self._heartbeats.add_done_callback(_heed)
         engine = await self._unless_stopped(_follow(self.rank.loaded))
+        self._watchdog = asyncio.create_task(self._watch_engine())
+        self._watchdog.add_done_callback(_heed)
         self._client.report_soon()
         await self._unless_stopped(self._role.serve(engine, self._client))
         self.reporter.serving = True
@@ -134,7 +140,10 @@ class RankProcess:
         try:
             await role.start()
         except (BindError, StartupFailed) as error:
-            self.rank.ports_opened(str(error))
+            problem = str(error)
+            if isinstance(error, BindError) and self.rank.placed.done():
+                problem = port_problem(self.settings.config, self.rank.placed.result(), error)
+            self.rank.ports_opened(problem)
             await self._unless_stopped(_follow(self.rank.loaded))  # raises what all ranks are told
             raise
         self.rank.ports_opened()
@@ -163,21 +172,7 @@ class RankProcess:
         self._runtime.apply(changes)
         log.info("settings changed", revision=revision, **_as_fields(changes))
 
-    async def _until_end(self) -> None:
-        """Wait for a signal, or for the part that breaks first."""
-        ended = _follow(self.rank.ended)
-        stop = asyncio.ensure_future(self._stop.wait())
-        watchdog = asyncio.ensure_future(self._watch_engine())
-        assert self._heartbeats is not None
-        parts: set[asyncio.Future[object]] = {ended, stop, watchdog, self._heartbeats}  # type: ignore[arg-type]
-        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        watchdog.cancel()
-        for part in (ended, watchdog, self._heartbeats):
-            if part in done and not self._stop.is_set():
-                part.result()
-
-    async def _watch_engine(self) -> None:
+    async def _watch_engine(self) -> NoReturn:
         """Raises LinkTimeout when a step does not end: a collective that hangs can't be interrupted."""
         worker, deadline = self.rank.worker, self.settings.config.network.step_timeout
         assert worker is not None
@@ -193,22 +188,20 @@ class RankProcess:
     async def _shut_down(self, orderly: bool) -> None:
         """Close everything, each part within its time; `orderly`: together with the other ranks."""
         self.reporter.draining = True
-        self.rank.stop()
         try:
-            await asyncio.wait_for(self._close_ports(), CONTROL_SECONDS)
-        except asyncio.TimeoutError:
-            log.warning("the ports were not closed in order", seconds=CONTROL_SECONDS)
+            self.rank.stop()
+            await self._close_ports()
         finally:
             await self._end_rank(orderly)
 
     async def _close_ports(self) -> None:
         if self._role is not None:
-            await self._role.stop(HTTP_GRACE_SECONDS)
-        if self._heartbeats is not None:
-            self._heartbeats.cancel()
-            await asyncio.wait({self._heartbeats}, timeout=1.0)
+            await close_all({"ports": self._role.stop(HTTP_GRACE_SECONDS)}, PORTS_SECONDS)
+        for task in (self._heartbeats, self._watchdog):
+            if task is not None:
+                task.cancel()
         if self._client is not None:
-            await self._client.close()
+            await close_all({"control plane": self._client.close()}, CONTROL_SECONDS)
 
     async def _end_rank(self, orderly: bool) -> None:
         """Let a ring at work end in order; where a neighbour does not answer, or none works yet, end alone."""
@@ -220,17 +213,20 @@ class RankProcess:
             await asyncio.wait({ended}, timeout=ABORT_SECONDS)
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T:
-        """The result of `work`; raises Stopped if asked to stop meanwhile, or what ended the rank."""
+        """The result of `work`; raises Stopped if asked to stop meanwhile, or what broke in this rank."""
         task = asyncio.ensure_future(work)
+        task.add_done_callback(_heed)
         stop = asyncio.ensure_future(self._stop.wait())
-        ended = _follow(self.rank.ended)
-        await asyncio.wait({task, stop, ended}, return_when=asyncio.FIRST_COMPLETED)
+        vital = [_follow(self.rank.ended), self._watchdog, self._heartbeats]
+        parts = [part for part in vital if part is not None]
+        await asyncio.wait({task, stop, *parts}, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
         if task.done():
             return task.result()
         task.cancel()
-        if ended.done() and not self._stop.is_set():
-            ended.result()
+        for part in parts:
+            if part.done() and not self._stop.is_set():
+                part.result()
         raise Stopped
 
     async def _show_progress(self) -> None:
@@ -266,7 +262,13 @@ def _as_fields(changes: Mapping[str, str]) -> dict[str, str]:
 
 
 def _follow(future: Future[T]) -> asyncio.Future[T]:
-    """A future of the engine thread in this loop; that several places follow it and not all ask is no error."""
+    """A future of the engine thread in this loop."""
     followed = asyncio.wrap_future(future)
-    followed.add_done_callback(lambda done: done.cancelled() or done.exception())
+    followed.add_done_callback(_heed)
     return followed
+
+
+def _heed(done: asyncio.Future[Any]) -> None:
+    """Several may break at once and only one be asked why: asyncio need not complain of the others."""
+    if not done.cancelled():
+        done.exception()

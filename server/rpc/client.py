@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -139,8 +139,8 @@ class CoordinatorClient:
         reply = await self._call(self._stub.GetStatus, pb.GetStatusRequest(), self._timeout_s)
         return messages.cluster_from(reply)
 
-    async def watch(self) -> AsyncIterator[ClusterSnapshot]:
-        """The state, then its changes, until the coordinator stops.
+    async def watch(self) -> AsyncGenerator[ClusterSnapshot, None]:
+        """The state, then its changes, until the coordinator stops; to be closed by who leaves earlier.
 
         Raises CoordinatorLost, or Overloaded when too many watch.
         """

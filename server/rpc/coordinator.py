@@ -47,6 +47,11 @@ class Coordinator:
         """The cluster at this moment."""
         return self._registry.snapshot(self._clock(), self._config.revision)
 
+    @property
+    def watching(self) -> int:
+        """Watchers that are connected."""
+        return len(self._watchers)
+
     async def start(self, host: str, port: int) -> int:
         """Listen, and return the port (a free one for port 0).  Raises PortInUse or BindError."""
         # gRPC reports every failure to bind in the same words; the probe tells which it is.
