@@ -22,6 +22,8 @@ class Limits:
     kv_tokens: int | None = None
     max_prefilling: int = 4  # prompts that take turns, so that a short one overtakes a long one
     groups: int | None = None  # fixed number of micro-batches; None: as Pacing measures
+    # Seconds between two tokens of a running stream, which prefill chunks are sized to keep; None: no bound.
+    inter_token: float | None = None
     loops: int = 1  # times the hidden state goes round; such models can't have two steps in flight
     # Of finished sequences that are kept for later prompts; 0: no prefix cache.
     prefix_tokens: int = 0

@@ -191,6 +191,8 @@ class Scheduler:
             if seconds:
                 self.pacing.observe(len(plan.work.sequences), seconds)
             self._groups.rebalance()
+        elif plan.work is not None and seconds:
+            self.pacing.observe_prefill(plan.work.end - plan.work.start, seconds)
         return plan
 
     # choice
@@ -332,7 +334,7 @@ class Scheduler:
     def _next_chunk(self) -> PrefillChunk:
         sequence = self._prefilling.popleft()
         start = sequence.prefilled
-        sequence.prefilled += min(self.limits.prefill_chunk, sequence.to_prefill)
+        sequence.prefilled += min(self._chunk_tokens(), sequence.to_prefill)
         if sequence.to_prefill:
             self._prefilling.append(sequence)
         else:
@@ -341,20 +343,34 @@ class Scheduler:
                 self._due.append(sequence)
         return PrefillChunk(sequence.id, start, sequence.prefilled)
 
+    def _chunk_tokens(self) -> int:
+        """As many as are configured, or fewer while they would hold up running streams for too long."""
+        most, bound = self.limits.prefill_chunk, self.limits.inter_token
+        if bound is None or not self._groups.active:
+            return most
+        return self.pacing.chunk(bound, most)
+
     def _outgrows_cutting(self, sequence: Sequence) -> bool:
         """Whether its prompt can't be had from what it may end as."""
         limit = self.limits.cut_limit
         return limit is not None and sequence.kv_tokens - 1 > limit
 
     def _wanted_groups(self, sequences: int) -> int:
-        if self.limits.group_size == 1:
-            return sequences
-        fewest = -(-sequences // self.limits.group_size)
-        if self.limits.window == 1:
-            return fewest  # a second group would only wait for the first
-        if self.limits.groups is not None:
-            return max(fewest, min(self.limits.groups, sequences))
-        return max(fewest, self.pacing.groups(sequences))
+        limits, settle = self.limits, self.pacing.settle
+        if limits.group_size == 1:
+            return settle(sequences, sequences, "a micro-batch is one sequence here")
+        fewest = -(-sequences // limits.group_size)
+        if limits.window == 1:
+            return settle(
+                sequences, fewest, "a second one would wait for the first: the model loops"
+            )
+        if limits.groups is not None:
+            fixed = max(fewest, min(limits.groups, sequences))
+            return settle(sequences, fixed, f"scheduler.groups is {limits.groups}")
+        wanted = self.pacing.groups(sequences)
+        if wanted >= fewest:
+            return wanted
+        return settle(sequences, fewest, f"more than {limits.group_size} are not put together")
 
     def check(self) -> None:
         """Raise AssertionError if a sequence is in two places or none: for tests and for idle self-checks."""

@@ -45,8 +45,10 @@ def measured(step_time: StepTime, stages: int, sizes: tuple[int, ...] = (1, 2, 4
         (mostly_flat, 3, 12, 1),
         (linear, 3, 1, 1),
         (linear, 3, 2, 2),
-        (linear, 3, 12, 3),
-        (linear, 8, 64, 8),
+        (linear, 3, 12, 4),  # one more than stages, which costs nothing here and hides delays
+        (linear, 8, 64, 10),
+        (linear, 8, 8, 8),
+        (linear, 8, 9, 9),  # eight groups would be as slow as for 16 sequences
         (linear, 1, 12, 1),
         (mixed, 3, 12, 3),
         (mixed, 3, 0, 1),
@@ -103,11 +105,11 @@ def test_the_cycle_is_a_trip_or_the_slowest_stage_at_work() -> None:
     line = pacing.fit()
     assert line is not None
     fixed, each = line
-    assert pacing.cycle(12, 1) == pytest.approx(
-        2 * (fixed + 12 * each)
-    )  # 1/2 + 1 + 1/2 times T(12)
-    assert pacing.cycle(12, 2) == pytest.approx(2 * (fixed + 6 * each))
-    assert pacing.cycle(12, 3) == pytest.approx(3 * (fixed + 4 * each))  # the slowest serves three
+    one, two, three, four = pacing.cycles(12, 4)
+    assert one == pytest.approx(2 * (fixed + 12 * each), rel=1e-3)  # 1/2 + 1 + 1/2 times T(12)
+    assert two == pytest.approx(2 * (fixed + 6 * each) * 2**pacing.noise)  # both
+    assert three == pytest.approx(3 * (fixed + 4 * each), rel=1e-3)  # the slowest serves three
+    assert four == pytest.approx(4 * (fixed + 3 * each), rel=1e-3)
 
 
 def steady_run(pacing: Pacing, step_time: StepTime, noise: float, seed: int) -> list[int]:
@@ -123,7 +125,7 @@ def steady_run(pacing: Pacing, step_time: StepTime, noise: float, seed: int) -> 
     return choices
 
 
-@pytest.mark.parametrize(("step_time", "groups"), [(flat, 1), (linear, 3), (mixed, 3)])
+@pytest.mark.parametrize(("step_time", "groups"), [(flat, 1), (linear, 4), (mixed, 3)])
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_moves_no_sequences(step_time: StepTime, groups: int, seed: int) -> None:
     choices = steady_run(measured(step_time, stages=3), step_time, noise=0.02, seed=seed)
@@ -134,16 +136,18 @@ def test_a_difference_below_the_gain_changes_nothing() -> None:
     """Between LOSS and GAIN the choice depends on where one comes from."""
 
     def rising(batch: int) -> float:
-        return 0.010 + 0.00005 * batch  # one group of 12 costs 3.9 % more than three of 4
+        return 0.010 + 0.000027 * batch  # one group of 12 costs 1.6 % more than two of 6
 
     few, many = measured(flat, 3), measured(linear, 3)
-    assert (few.groups(12), many.groups(12)) == (1, 3)
+    assert (few.groups(12), many.groups(12)) == (1, 4)
     for pacing in (few, many):
         for _ in range(300):
             for batch in (1, 2, 4, 8):
                 pacing.observe(batch, (rising(batch),) * 3)
-    assert few.groups(12) == 1
-    assert many.groups(12) > 1
+                pacing.groups(12)
+    assert few.choice.groups == 1
+    assert "too little" in few.choice.reason
+    assert many.choice.groups == 2
 
 
 def test_a_load_that_changes_its_nature_is_noticed() -> None:
@@ -152,7 +156,8 @@ def test_a_load_that_changes_its_nature_is_noticed() -> None:
     for _ in range(100):
         for batch in (4, 12):
             pacing.observe(batch, (linear(batch),) * 3)
-    assert pacing.groups(12) == 3
+            pacing.groups(12)
+    assert pacing.choice.groups >= 3
 
 
 def test_sizes_that_no_longer_occur_are_forgotten() -> None:
@@ -173,16 +178,19 @@ def test_the_choice_survives_a_load_that_shows_one_size_only() -> None:
 
 
 def test_sizes_close_together_say_little_about_others() -> None:
-    """One noisy size of three neighbours does not make a slope."""
-    near, far = Pacing(3), Pacing(3)
-    for pacing, sizes in ((near, (11, 12, 13)), (far, (1, 6, 13))):
-        for batch in (*sizes, *sizes):
-            pacing.observe(batch, (0.0100 if batch < 13 else 0.0102,) * 3)
-    lines = near.fit(), far.fit()
-    assert lines[0] is not None
-    assert lines[1] is not None
-    assert lines[0][0] > 0.0098
-    assert lines[0][1] < 2 * lines[1][1]
+    """The noisier the steps, the less: one odd size of three neighbours does not make a slope."""
+    slopes = []
+    for noise in (0.0, 0.5):
+        pacing = Pacing(3)
+        for _ in range(200):
+            for batch in (11, 12, 13):
+                seconds = 0.0100 if batch < 13 else 0.0102
+                pacing.observe(batch, (seconds * (1 - noise), seconds, seconds * (1 + noise)))
+                pacing.observe(batch, (seconds * (1 + noise), seconds, seconds * (1 - noise)))
+        line = pacing.fit()
+        assert line is not None
+        slopes.append(line[1])
+    assert slopes[1] < 0.7 * slopes[0]
 
 
 def test_the_first_step_of_a_size_compiles_and_is_not_counted() -> None:
@@ -192,4 +200,4 @@ def test_the_first_step_of_a_size_compiles_and_is_not_counted() -> None:
         assert pacing.fit() is None or batch > 2
         pacing.observe(batch, (linear(batch),) * 3)
     assert pacing.fit() == pytest.approx((0.0, 0.002), abs=0.0005)
-    assert pacing.groups(12) == 3
+    assert pacing.groups(12) == 4
