@@ -10,15 +10,11 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = ["scripts/env.sh", "scripts/serve", "scripts/test", ".ci/run"]
 
 
-def bash(command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def bash(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`command` after env.sh, with the environment in `folder`, $1: the one of this test must stay."""
+    source = "source scripts/env.sh; venv=$1 python=$1/bin/python"
     return subprocess.run(
-        [
-            "/bin/bash",
-            "-c",
-            f"set -euo pipefail; source scripts/env.sh; {command}",
-            "-",
-            *arguments,
-        ],
+        ["/bin/bash", "-c", f"set -euo pipefail; {source}; {command}", "-", str(folder)],
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
@@ -57,24 +53,23 @@ def test_the_first_recent_python_is_taken(tmp_path: Path) -> None:
     fake_python(tmp_path, "python3.13", 1)
     fake_python(tmp_path, "python3.11", 0)
     fake_python(tmp_path, "python3", 0)
-    found = bash("find_python", PATH=str(tmp_path) + ":/usr/bin:/bin")
+    found = bash("find_python", tmp_path, PATH=str(tmp_path) + ":/usr/bin:/bin")
     assert found.stdout.strip() == str(tmp_path / "python3.11")
 
 
 def test_without_a_recent_python_it_says_what_to_install(tmp_path: Path) -> None:
     for name in ("python3.14", "python3.13", "python3.12", "python3.11", "python3.10", "python3"):
         fake_python(tmp_path, name, 1)
-    made = bash('python="$1/none"; make_venv', str(tmp_path), PATH=str(tmp_path) + ":/usr/bin:/bin")
+    venv = tmp_path / "venv"
+    made = bash("make_venv", venv, PATH=str(tmp_path) + ":/usr/bin:/bin")
     assert made.returncode == 1
     assert made.stderr.startswith("error: Python 3.10 or later")
 
 
 def test_no_openblas_is_no_failure(tmp_path: Path) -> None:
     (tmp_path / ".accelerator").write_text("cpu\n")
-    command = "venv=$1; find_openblas() { :; }; install_openblas() { return 1; }"
-    used = bash(
-        f'{command}; use_openblas; echo "[${{LD_PRELOAD:-}}]"', str(tmp_path), LD_PRELOAD=""
-    )
+    command = "find_openblas() { :; }; install_openblas() { return 1; }"
+    used = bash(f'{command}; use_openblas; echo "[${{LD_PRELOAD:-}}]"', tmp_path, LD_PRELOAD="")
     assert (used.returncode, used.stdout) == (0, "[]\n")
 
 
@@ -84,10 +79,7 @@ def test_a_second_installation_is_skipped(tmp_path: Path) -> None:
     fake.parent.mkdir()
     fake.write_text('#!/bin/sh\n[ "$1" = -c ] && echo same && exit\necho call >>"$0.calls"\n')
     fake.chmod(0o755)
-    done = bash(
-        "venv=$1 python=$1/bin/python; install_project; install_project; install_project test,mpi",
-        str(tmp_path),
-    )
+    done = bash("install_project; install_project; install_project test,mpi", tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "bin" / "python.calls").read_text() == "call\ncall\n"
 
