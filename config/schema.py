@@ -103,7 +103,13 @@ class SchedulerConfig(Section):
         default=32, description="Sequences decoded together in one step.", json_schema_extra=DYNAMIC
     )
     groups: Auto[Count] = Field(
-        default=None, description="Micro-batch groups in flight; auto: at most one per stage."
+        default=None,
+        description="Micro-batch groups in flight; auto: as the measured step times suggest.",
+    )
+    inter_token_bound: Seconds = Field(
+        default=0.5,
+        description="Seconds between two tokens of a running stream that the prefill of others should not "
+        "exceed: prefill steps are made smaller as needed, down to 8 tokens.",
     )
     kv_memory_share: Share = Field(
         default=0.8,

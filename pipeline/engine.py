@@ -181,7 +181,7 @@ class Engine:
                 self._take_commands()
                 if self._stopping:
                     break
-                plan = self._scheduler.choose()
+                plan = self._choose()
                 if plan is not None:
                     self._start(plan)
                     self._take_arrived()
@@ -203,6 +203,16 @@ class Engine:
                 self._post(request, outcome)
             self._requests.clear()
             self._flush_outbox()
+
+    def _choose(self) -> StepPlan | None:
+        timeline = self._worker.timeline
+        if timeline is None:
+            return self._scheduler.choose()
+        began = time.monotonic()
+        plan = self._scheduler.choose()
+        if plan is not None:
+            timeline.add("choose", began, plan.id)
+        return plan
 
     def _start(self, plan: StepPlan) -> None:
         if not self._scheduler.in_flight > 1:
@@ -243,7 +253,7 @@ class Engine:
         return Prefill(work.sequence, self._requests[work.sequence].tokens[work.start : work.end])
 
     def _absorb(self, result: Result) -> None:
-        self._last_progress = time.monotonic()
+        self._last_progress = began = time.monotonic()
         try:
             plan = self._scheduler.absorb(result.step, result.seconds)
         except KeyError:
@@ -253,6 +263,8 @@ class Engine:
         if result.memory:
             self._watch_memory(result)
         self._flush_outbox()
+        if self._worker.timeline is not None:
+            self._worker.timeline.add("absorb", began, result.step)
 
     def _take_tokens(self, batch: DecodeBatch, result: Result) -> None:
         if len(result.tokens) != len(batch.sequences):

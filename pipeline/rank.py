@@ -335,6 +335,7 @@ class Rank:
             context=max_model_len(self.config, placement.checkpoint),
             kv_tokens=kv_tokens,
             groups=scheduler.groups,
+            inter_token=scheduler.inter_token_bound,
             loops=blueprint.passes,
             prefix_tokens=self._prefix_tokens(kv_tokens),
             prefix_sequences=STATEFUL_PREFIXES if limit == 0 else PREFIXES,

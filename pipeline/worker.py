@@ -29,6 +29,7 @@ from pipeline.split import (
     unflatten,
     unpack,
 )
+from pipeline.timeline import Activity, Timeline
 
 SETTLE_STEPS = 16
 """Decode steps of a group between two evaluations of its whole cache state.  What the output does not
@@ -79,12 +80,14 @@ class Worker:
         self._sampler = sampler
         self._timeout = step_timeout
         self._activations = activations
-        self._memory = memory_bytes
+        self.memory_bytes = memory_bytes
         self._next = (ring.rank + 1) % ring.size
         self._previous = (ring.rank - 1) % ring.size
         self.sequences = StageSequences(stage.make_cache)
         self.stats = WorkerStats(peak_memory=mx.get_peak_memory())
         mx.reset_peak_memory()  # loading is no sign of what steps take
+        self.timeline: Timeline | None = None  # set it to record one
+        self._began = self._computed = 0.0  # time.monotonic() of the step at hand
         self._unsettled: dict[int, int] = {}  # by group: decode steps since its caches were settled
 
     # the loop of every rank but the first
@@ -121,10 +124,12 @@ class Worker:
 
         Returns the result if this was the last stage; otherwise the step has gone on to the next rank.
         """
-        self.stats.busy_since = time.monotonic()
+        self.stats.busy_since = self._began = time.monotonic()
         if step.loop == 0:
             self._change(step)
         result = self._pass_on(step) if step.work is None else self._forward(step, step.work)
+        if step.work is not None:
+            self._mark("send", self._computed, step)
         self.stats.steps += 1
         self.stats.last_step = time.monotonic()
         self.stats.busy_since = None
@@ -207,7 +212,7 @@ class Worker:
         before = self._await_input(step, expected)
         # Handed to the communication stream first: the tensors leave the moment they are computed.
         self._ring.send(arrays, self._next)
-        took = self._compute(arrays, also)
+        took = self._compute(step, arrays, also)
         ready = Ready(step.id, (*before.seconds, took), max(before.memory, self._memory_used()))
         outbound.send(ready, self._timeout)
 
@@ -229,11 +234,11 @@ class Worker:
         if isinstance(work, Prefill):
             # Without evaluating the logits, neither head nor the last layer's feed-forward is computed.
             before = self._await_input(step, expected)
-            seconds = (*before.seconds, self._compute(also))
+            seconds = (*before.seconds, self._compute(step, also))
             return Result(step.id, seconds=seconds, memory=max(before.memory, self._memory_used()))
         sampled = self._sampler(logits[:, -1], work.sequences)
         before = self._await_input(step, expected)
-        seconds = (*before.seconds, self._compute(sampled.arrays(), also))
+        seconds = (*before.seconds, self._compute(step, sampled.arrays(), also))
         memory = max(before.memory, self._memory_used())
         tokens, logprobs = sampled.record()
         asked = tuple(logprobs) if any(entry is not None for entry in logprobs) else ()
@@ -241,6 +246,7 @@ class Worker:
 
     def _await_input(self, step: Step, expected: list[mx.array] | None) -> Ready:
         """Wait for the previous stage's Ready and start receiving; an empty one where the step begins."""
+        self._mark("build", self._began, step)
         if expected is None:
             return Ready(step.id)
         started, self.stats.busy_since = time.monotonic(), None
@@ -248,6 +254,7 @@ class Worker:
         frame: Frame = self._require_links().inbound.receive(self._timeout * stages_before)
         self.stats.busy_since = now = time.monotonic()
         self.stats.wait_seconds += now - started
+        self._mark("wait", started, step)
         if not isinstance(frame, Ready) or frame.step != step.id:
             raise FrameError(f"{frame!r} arrived where Ready of step {step.id} was expected")
         self._ring.post(expected)
@@ -257,19 +264,25 @@ class Worker:
         """The part of this rank's share that was in use at most; frees what MLX only holds back for later."""
         peak = mx.get_peak_memory()
         self.stats.peak_memory = max(self.stats.peak_memory, peak)
-        if not self._memory:
+        if not self.memory_bytes:
             return 0.0
         mx.reset_peak_memory()
-        if peak + mx.get_cache_memory() > self._memory:
+        if peak + mx.get_cache_memory() > self.memory_bytes:
             mx.clear_cache()
-        return peak / self._memory
+        return peak / self.memory_bytes
 
-    def _compute(self, *trees: list[Any]) -> float:
+    def _compute(self, step: Step, *trees: list[Any]) -> float:
         started = time.monotonic()
         evaluate(*trees)
-        took = time.monotonic() - started
+        self._computed = time.monotonic()
+        took = self._computed - started
+        self._mark("compute", started, step)
         self.stats.compute_seconds += took
         return took
+
+    def _mark(self, activity: Activity, start: float, step: Step) -> None:
+        if self.timeline is not None:
+            self.timeline.add(activity, start, step.id)
 
     def _require_links(self) -> Links:
         if self._links is None:

@@ -22,7 +22,7 @@ def test_every_section_has_its_file():
 
 
 @pytest.mark.parametrize(
-    "section", ["cluster", "coordinator", "api_gateway", "scheduler", "network"]
+    "section", ["cluster", "coordinator", "api_gateway", "scheduler", "tracing", "network"]
 )
 def test_sections_show_every_default(shipped, section):
     assert getattr(shipped.config, section) == getattr(Config(), section)

@@ -16,6 +16,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from pipeline.engine import Engine
 from pipeline.errors import BrokenOutput, ContextTooLong, EngineFault, EngineStopped, QueueFull
+from pipeline.memory import Budget, MemoryState
 from pipeline.request import GenerationRequest, SamplingParams, TokenEvent
 from pipeline.ring import Ring
 from pipeline.sampler import Sampler
@@ -43,9 +44,7 @@ def limits(**changes: Any) -> Limits:
 
 
 @contextmanager
-def running(
-    architecture: str = "llama", memory_bytes: int = 0, **changes: Any
-) -> Iterator[tuple[Engine, Worker]]:
+def running(architecture: str = "llama", **changes: Any) -> Iterator[tuple[Engine, Worker]]:
     """An engine in a thread of its own, as a rank runs it; the loop must have ended in order afterwards."""
     made: Future[tuple[Engine, Worker]] = Future()
     ended: Future[None] = Future()
@@ -54,10 +53,7 @@ def running(
         model = make_model(CONFIGS[architecture])
         blueprint = probe(make_model(CONFIGS[architecture]))
         stage = Stage(model, blueprint, 0, blueprint.num_layers)
-        sampler = Sampler(VOCABULARY)
-        worker = Worker(
-            stage, blueprint.passes, Ring(), None, sampler, DEADLINE, memory_bytes=memory_bytes
-        )
+        worker = Worker(stage, blueprint.passes, Ring(), None, Sampler(VOCABULARY), DEADLINE)
         engine = Engine(Scheduler(limits(**changes)), worker, None, DEADLINE)
         made.set_result((engine, worker))
         try:
@@ -130,28 +126,41 @@ def test_tokens_are_those_of_the_whole_model(architecture: str, length: int) -> 
 
 @pytest.mark.parametrize("architecture", ["llama", "mamba2"])
 def test_sequences_that_lose_their_place_go_on_as_if_they_had_not(architecture: str) -> None:
-    """One byte of memory is always too little: the batch shrinks to one, and everybody is served."""
+    """When all run, memory becomes too little: the batch shrinks to one, and everybody is served."""
     sampled = SamplingParams(
         temperature=1.0, seed=11, repetition_penalty=1.3, frequency_penalty=0.5, min_tokens=9
     )
-    jobs = [request(tuple(range(i, i + 3 + 4 * i)), 12 + i) for i in range(1, 5)]
-    jobs += [request(tuple(range(i, i + 20)), 12, params=sampled) for i in range(3)]
+    jobs = [request(tuple(range(i, i + 3 + 4 * i)), 40 + i) for i in range(1, 5)]
+    jobs += [request(tuple(range(i, i + 20)), 44, params=sampled) for i in range(3)]
 
-    async def all_at_once(engine: Engine, worker: Worker) -> list[list[TokenEvent]]:
-        results = await asyncio.gather(*(collect(engine.generate(job)) for job in jobs))
+    async def all_at_once(
+        engine: Engine, worker: Worker, memory_bytes: int
+    ) -> list[list[TokenEvent]]:
+        begun: set[int] = set()
+
+        async def one(number: int) -> list[TokenEvent]:
+            events = []
+            async for event in engine.generate(jobs[number]):
+                events.append(event)
+                begun.add(number)
+                if len(begun) == len(jobs):
+                    engine.configure(lambda _: setattr(worker, "memory_bytes", memory_bytes))
+            return events
+
+        running = asyncio.gather(*(one(number) for number in range(len(jobs))))
+        results = await asyncio.wait_for(running, DEADLINE)
         await drained(engine, worker)
         return results
 
     with running(architecture) as (engine, worker):
-        expected = asyncio.run(all_at_once(engine, worker))
-        assert engine.stats().memory.preempted == 0
-    with running(architecture, memory_bytes=1, prefix_tokens=1000) as (engine, worker):
-        results = asyncio.run(all_at_once(engine, worker))
+        expected = asyncio.run(all_at_once(engine, worker, 0))
+        assert engine.stats().memory == MemoryState()
+    with running(architecture, prefix_tokens=1000) as (engine, worker):
+        results = asyncio.run(all_at_once(engine, worker, 1))
         memory = engine.stats().memory
     assert memory.used > 1
     assert memory.preempted >= 3
-    assert memory.budget.running == 1
-    assert memory.budget.prefix_tokens == 0
+    assert memory.budget == Budget(prefix_tokens=0, running=1)
     for events, wanted in zip(results, expected, strict=True):
         assert tokens_of(events) == tokens_of(wanted)
         assert [event.finish for event in events] == [event.finish for event in wanted]
