@@ -13,12 +13,26 @@ log = structlog.get_logger(__name__)
 
 EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 LOG_INTERVAL_S = 10.0
+PLENTY = 10_240  # macOS allows a process no more, whatever its hard limit says
+
+
+def limit() -> int:
+    """How many descriptors this process may have."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return PLENTY if soft == resource.RLIM_INFINITY else soft
 
 
 def raise_limit() -> None:
-    """Lift the soft limit to the hard one: mlx-lm lowers both when it is imported."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    """Lift the soft limit to the hard one, or to PLENTY where there is none.
+
+    Call it after the import of mlx-lm, which sets both, to 2048 and 4096: what is raised before is lost then,
+    and only root could raise the hard one again.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    wanted = PLENTY if hard == resource.RLIM_INFINITY else hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
 
 
 def answer_exhaustion_calmly(loop: asyncio.AbstractEventLoop) -> None:

@@ -39,5 +39,7 @@ def create_app(service: Service, extra_routes: Sequence[BaseRoute] = ()) -> Star
         middleware=[Middleware(RequestIdMiddleware)],
         exception_handlers=dict.fromkeys(HANDLED, respond),
     )
+    # A redirect would name this rank's own address, also to clients of the other nodes.
+    app.router.redirect_slashes = False
     app.state.service = service
     return app

@@ -14,7 +14,6 @@ from starlette.responses import Response
 
 from pipeline.request import FinishReason, GenerationRequest
 from server.api import params
-from server.api.body import read_body
 from server.api.errors import InvalidRequest
 from server.api.generation import Choice, Job, Piece, SequenceSpec
 from server.api.logprobs import completion_logprobs
@@ -26,7 +25,7 @@ from server.api.templates import text_prompt
 
 async def completions(request: Request) -> Response:
     service: Service = request.app.state.service
-    raw = await read_body(request, service.max_body_bytes)
+    raw = await service.bodies.read(request.headers, request.receive)
     body = await asyncio.to_thread(parse, CompletionBody, raw)
     service.note_unknown_fields(body.unknown_fields())
     model, generator = service.serving(body.model)

@@ -4,6 +4,7 @@
     ├── InvalidRequest        400, names the field in `param`
     ├── UnknownModel          404 model_not_found
     ├── BodyTooLarge          413 request_too_large
+    ├── BodyStalled           408, closes the connection
     ├── Overloaded            503 overloaded, with Retry-After
     └── NotReady              503 not_ready, with Retry-After
 
@@ -29,6 +30,10 @@ from pipeline.errors import ContextTooLong, EngineStopped, PipelineError, QueueF
 from server.api.wire import to_json
 
 RETRY_AFTER_S = 2
+_HEADERS: Mapping[int, Mapping[str, str]] = {
+    408: {"connection": "close"},  # the rest of the body may never come
+    503: {"retry-after": str(RETRY_AFTER_S)},
+}
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it, it is for the access log
 
 log = structlog.get_logger(__name__)
@@ -69,6 +74,13 @@ class BodyTooLarge(ApiError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class BodyStalled(ApiError):
+    """The client sends its body too slowly, or not at all."""
+
+    status = 408
+    type = "invalid_request_error"
 
 
 class Overloaded(ApiError):
@@ -112,8 +124,9 @@ def failure_of(exc: Exception, request_id: str) -> Failure:
     Anything unforeseen is a 500 that names the request id and nothing of the inside.
     """
     if isinstance(exc, ApiError):
-        headers = {"retry-after": str(RETRY_AFTER_S)} if exc.status == 503 else {}
-        return Failure(exc.status, exc.message, exc.type, exc.param, exc.code, headers)
+        return Failure(
+            exc.status, exc.message, exc.type, exc.param, exc.code, _HEADERS.get(exc.status, {})
+        )
     if isinstance(exc, PipelineError):
         return _engine_failure(exc, request_id)
     if isinstance(exc, HTTPException):

@@ -21,9 +21,10 @@ from pydantic import (
     StrictStr,
     ValidationError,
 )
-from pydantic_core import PydanticCustomError, from_json
+from pydantic_core import PydanticCustomError
 
-from server.api.errors import InvalidRequest, invalid_field
+from server.api.errors import invalid_field
+from server.api.strict_json import json_object
 
 # Limits of what validation may cost, far beyond any real request.
 MAX_ITEMS = 10_000
@@ -250,16 +251,8 @@ B = TypeVar("B", bound=GenerationBody)
 
 
 def parse(kind: type[B], body: bytes) -> B:
-    """The validated request in `body`; raises InvalidRequest naming the field.
-
-    Depth is limited by the JSON parser (about 200 levels).
-    """
-    try:
-        value = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise InvalidRequest("The body must be a JSON object.")
+    """The validated request in `body`; raises InvalidRequest naming the field."""
+    value = json_object(body)
     try:
         return kind.model_validate(value)
     except ValidationError as error:

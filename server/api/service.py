@@ -10,6 +10,7 @@ from functools import cached_property
 import structlog
 
 from pipeline.request import Generator
+from server.api.body import BodyReader
 from server.api.defaults import SamplingDefaults
 from server.api.errors import NotReady, Overloaded, UnknownModel
 from server.api.vocabulary import Tokenizer, Vocabulary
@@ -56,7 +57,11 @@ class Service:
     first_token_timeout: float = 60.0  # seconds
     keep_alive_interval: float = 15.0  # seconds between comments in a stream
     running: int = field(default=0, init=False)
+    bodies: BodyReader = field(init=False)
     _logged: set[str] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        self.bodies = BodyReader(self.max_body_bytes)
 
     def serving(self, name: str) -> tuple[ServedModel, Generator]:
         """The model called `name` and its engine; raises NotReady or UnknownModel."""

@@ -5,19 +5,19 @@ A `Dialect` knows the shapes of one endpoint; everything about order, errors and
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AsyncExitStack, aclosing
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import structlog
 from sse_starlette import EventSourceResponse, ServerSentEvent
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pipeline.errors import PipelineError
 from pipeline.request import FinishReason
+from server.api.disconnect import unless_disconnected
 from server.api.errors import ApiError, failure_of
 from server.api.generation import Choice, Job, Piece
 from server.api.wire import to_json
@@ -25,7 +25,6 @@ from server.api.wire import to_json
 DONE = b"data: [DONE]\n\n"
 
 Usage = dict[str, Any]  # the object `usage` of a response
-T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
@@ -56,7 +55,7 @@ class Dialect(Protocol):
 async def whole(request: Request, job: Job, dialect: Dialect) -> Response:
     """Run `job` to its end and answer with one document."""
     async with job:
-        choices = await unless_disconnected(request, job.collect())
+        choices = await unless_disconnected(request.receive, job.collect())
     counts = usage_of(job, sum(choice.tokens for choice in choices))
     return Response(to_json(dialect.document(choices, counts)), media_type="application/json")
 
@@ -67,7 +66,7 @@ async def streamed(request: Request, job: Job, dialect: Dialect, keep_alive: flo
     """
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(job)
-        await unless_disconnected(request, job.start(keep_alive))
+        await unless_disconnected(request.receive, job.start(keep_alive))
         events = _events(job, dialect, request.state.request_id)
         return _JobResponse(events, stack.pop_all(), keep_alive)
     raise AssertionError("an exit stack does not swallow exceptions")
@@ -132,26 +131,3 @@ def usage_of(job: Job, completion_tokens: int) -> Usage:
         "total_tokens": job.prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": job.cached_tokens},
     }
-
-
-async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, cancelled with ClientDisconnect when the client closes the connection.
-
-    The body must have been read.
-    """
-    task = asyncio.create_task(work)
-    watch = asyncio.create_task(_disconnect(request))
-    try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        watch.cancel()
-        await asyncio.gather(task, watch, return_exceptions=True)
-
-
-async def _disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -45,6 +45,7 @@ def chat_prompt(body: ChatBody, model: ServedModel) -> list[int]:
         LookupError,
         AttributeError,
         ArithmeticError,
+        RecursionError,
     ) as e:
         # A template is a program: on messages or variables it was not made for it fails in any of these ways.
         raise InvalidRequest(

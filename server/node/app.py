@@ -16,9 +16,11 @@ from server.api.request_id import RequestIdMiddleware
 
 def node_app(routes: Sequence[BaseRoute], lifespan: Lifespan[Starlette] | None = None) -> Starlette:
     """An application with the API's error bodies and request ids."""
-    return Starlette(
+    app = Starlette(
         routes=routes,
         middleware=[Middleware(RequestIdMiddleware)],
         exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), respond),
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
+    return app

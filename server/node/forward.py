@@ -7,24 +7,29 @@ request upstream also while nothing is being sent: in the queue, or in a long pr
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import httpx
 import structlog
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
-from server.api.errors import ApiError, BodyTooLarge, InvalidRequest, NotReady, Overloaded, respond
+from server.api.body import BodyReader
+from server.api.disconnect import unless_disconnected
+from server.api.errors import ApiError, InvalidRequest, NotReady, Overloaded, respond
 from server.api.request_id import HEADER
 from server.node.app import node_app
 from server.node.relay import end_to_end, relay
-from server.node.upload import ClientGone, Upload, until_gone
 
 log = structlog.get_logger(__name__)
+
+# Made anew: the whole body is sent at once, so its length is known.
+_REPLACED = frozenset((b"host", b"content-length", HEADER.encode()))
 
 
 @dataclass(frozen=True)
@@ -32,10 +37,11 @@ class ForwardLimits:
     """Bounds of one forwarding port; seconds and bytes."""
 
     max_body_bytes: int
-    max_connections: int = 1000  # requests under way together
+    # Under way together, uploads included.  Rank 0 serves fewer: what is beyond it waits or is refused there.
+    max_requests: int = 256
     connect_timeout_s: float = 2.0
     write_timeout_s: float = 30.0  # rank 0 takes no bytes
-    upload_timeout_s: float = 30.0  # the client sends no bytes
+    body_patience_s: float = 30.0  # see BodyReader
 
 
 def forward_app(host: str, port: int, limits: ForwardLimits) -> Starlette:
@@ -55,7 +61,9 @@ class Forwarder:
 
     def __init__(self, upstream: httpx.URL, limits: ForwardLimits) -> None:
         self._upstream = upstream
-        self._limits = limits
+        self._max_requests = limits.max_requests
+        self._under_way = 0
+        self._bodies = BodyReader(limits.max_body_bytes, limits.body_patience_s)
         self._client = _client(limits)
 
     async def close(self) -> None:
@@ -65,69 +73,67 @@ class Forwarder:
         if scope["type"] != "http":
             await send({"type": "websocket.close", "code": 1000})
             return
-        upload = Upload(receive, self._limits.max_body_bytes, self._limits.upload_timeout_s)
         try:
-            response = await self._ask(scope, upload)
-            try:
-                await until_gone(relay(response, send), receive)
-            finally:
-                await response.aclose()
+            with self._place():
+                await self._forward(scope, receive, send)
         except ApiError as error:
             refusal = await respond(Request(scope), error)
-            # What is left of the body is not read, so the connection can't be used again.
-            refusal.headers["connection"] = "close"
             await refusal(scope, receive, send)
-        except ClientGone:
+        except ClientDisconnect:
             return
 
-    async def _ask(self, scope: Scope, upload: Upload) -> httpx.Response:
-        """Rank 0's response with its body still to come.  Raises ApiError and ClientGone."""
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the places for requests under way; taken before anything of the body is read."""
+        if self._under_way >= self._max_requests:
+            raise Overloaded(f"{self._max_requests} requests are under way on this node.")
+        self._under_way += 1
         try:
-            request = self._request(scope, upload)
-            return await until_gone(self._client.send(request, stream=True), upload.receive_after)
-        except BodyTooLarge:
-            await upload.discard()
-            raise
+            yield
+        finally:
+            self._under_way -= 1
+
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Rank 0 is asked only once the whole body is here: a slow client holds no connection there.
+        headers = Headers(scope=scope)
+        has_body = "content-length" in headers or "transfer-encoding" in headers
+        body = await self._bodies.read(headers, receive) if has_body else None
+        response = await unless_disconnected(receive, self._ask(scope, body))
+        try:
+            await unless_disconnected(receive, relay(response, send))
+        finally:
+            await response.aclose()
+
+    async def _ask(self, scope: Scope, body: bytes | None) -> httpx.Response:
+        """Rank 0's response with its body still to come."""
+        try:
+            return await self._client.send(self._request(scope, body), stream=True)
         except httpx.InvalidURL as error:
             raise InvalidRequest("The request target is not a path.") from error
-        except httpx.PoolTimeout as error:
-            limit = self._limits.max_connections
-            raise Overloaded(f"{limit} requests are under way on this node.") from error
         except httpx.TransportError as error:
             log.warning("rank 0 unreachable", error=repr(error))
             address = f"{self._upstream.host}:{self._upstream.port}"
             reason = type(error).__name__
             raise NotReady(f"Rank 0 at {address} does not answer ({reason}).") from error
 
-    def _request(self, scope: Scope, upload: Upload) -> httpx.Request:
+    def _request(self, scope: Scope, body: bytes | None) -> httpx.Request:
         target: bytes = scope["raw_path"]
         if scope["query_string"]:
             target += b"?" + scope["query_string"]
-        given = dict(scope["headers"])
-        has_body = b"content-length" in given or b"transfer-encoding" in given
-        if has_body:
-            upload.check_announced(
-                0 if b"transfer-encoding" in given else int(given.get(b"content-length", 0))
-            )
-        else:
-            upload.skip()
-        own = {b"host", HEADER.encode()}
-        if b"transfer-encoding" in given:  # it overrides content-length (RFC 9112, 6.3)
-            own.add(b"content-length")
-        headers = [header for header in end_to_end(scope["headers"]) if header[0] not in own]
+        headers = [header for header in end_to_end(scope["headers"]) if header[0] not in _REPLACED]
         headers.append((HEADER.encode(), scope["state"]["request_id"].encode()))
         # Not through the client, which would add headers of its own, like accept-encoding.
         return httpx.Request(
             scope["method"],
             self._upstream.copy_with(raw_path=target),
             headers=headers,
-            content=upload.chunks() if has_body else None,
+            content=body,
         )
 
 
 def _client(limits: ForwardLimits) -> httpx.AsyncClient:
     transport = httpx.AsyncHTTPTransport(
-        limits=httpx.Limits(max_connections=limits.max_connections),
+        limits=httpx.Limits(max_connections=limits.max_requests),
         socket_options=_keepalive_options(),
     )
     timeout = httpx.Timeout(

@@ -6,19 +6,17 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from server import descriptors
+from server.node.connection import Connection, ConnectionLimits, LimitedConfig
 from server.rpc.listen import bind
 
-# Above httpx's and most load balancers' idle time, so that it is the client who closes an idle
-# connection and no request meets one that is just being closed.
-KEEP_ALIVE_S = 75
 # After the streams are cancelled: handlers that clean up, and lifespans.
 CLEANUP_S = 5.0
-
 
 # Connections that the kernel keeps waiting.  asyncio tries this many accepts in a row, also when no descriptor
 # is left, so it is not uvicorn's 2048.
@@ -80,8 +78,12 @@ class HttpServers:
             await asyncio.wait(stuck, timeout=CLEANUP_S)
 
 
-async def start_servers(listeners: Sequence[Listener]) -> HttpServers:
+async def start_servers(
+    listeners: Sequence[Listener], limits: ConnectionLimits | None = None
+) -> HttpServers:
     """Bind every port, then start every application; an application on several ports starts once.
+
+    limits: of each application; left out, as many connections as half of the process's descriptors allow.
 
     Raises PortInUse or BindError before anything has started, StartupFailed when an application
     does not come up; nothing is left running or bound then.
@@ -93,39 +95,52 @@ async def start_servers(listeners: Sequence[Listener]) -> HttpServers:
             on_failure.callback(bound.close)
             sockets[listener.name] = bound
         addresses = {name: bound.getsockname()[:2] for name, bound in sockets.items()}
-        servers = HttpServers(_group(listeners, sockets), addresses)
+        servers = HttpServers(_group(listeners, sockets, limits), addresses)
         await servers._start()
         on_failure.pop_all()
     return servers
 
 
-def _group(listeners: Sequence[Listener], sockets: dict[str, socket.socket]) -> list[_Server]:
+def _group(
+    listeners: Sequence[Listener],
+    sockets: dict[str, socket.socket],
+    limits: ConnectionLimits | None,
+) -> list[_Server]:
     """One server per application, so that the lifespan of an application runs once."""
     groups: dict[int, _Server] = {}
+    limits = limits or affordable(len({id(listener.app) for listener in listeners}))
     for listener in listeners:
-        server = groups.setdefault(id(listener.app), _Server(listener))
+        server = groups.setdefault(id(listener.app), _Server(listener, limits))
         server.sockets.append(sockets[listener.name])
         server.names.append(listener.name)
     return list(groups.values())
 
 
+def affordable(apps: int) -> ConnectionLimits:
+    """The limits of each of `apps` applications; the other half of the descriptors is for everything else."""
+    limits = ConnectionLimits()
+    share = descriptors.limit() // (2 * apps)
+    return replace(limits, connections=min(limits.connections, share))
+
+
 class _Server(uvicorn.Server):
     """A uvicorn server that leaves signals to the process and says when it has started."""
 
-    def __init__(self, listener: Listener) -> None:
-        super().__init__(
-            uvicorn.Config(
-                listener.app,
-                log_config=None,
-                access_log=False,
-                lifespan="on",
-                ws="none",
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                backlog=BACKLOG,
-            )
+    def __init__(self, listener: Listener, limits: ConnectionLimits) -> None:
+        config = LimitedConfig(
+            listener.app,
+            http=Connection,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            ws="none",
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=limits.keep_alive_s,
+            backlog=BACKLOG,
         )
+        config.limits = limits
+        super().__init__(config)
         self.sockets: list[socket.socket] = []
         self.names: list[str] = []
         self.has_started = asyncio.Event()

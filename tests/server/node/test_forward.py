@@ -172,7 +172,7 @@ async def test_a_missing_or_unfit_request_id_is_replaced() -> None:
         assert first != second
 
 
-async def test_a_chunked_upload_is_forwarded_while_it_comes() -> None:
+async def test_a_chunked_upload_arrives_with_its_length() -> None:
     async def pieces() -> AsyncIterator[bytes]:
         yield b"a" * 10
         yield b"b" * 10
@@ -180,7 +180,9 @@ async def test_a_chunked_upload_is_forwarded_while_it_comes() -> None:
     async with node() as (upstream, client, _):
         assert (await client.post("/echo", content=pieces())).status_code == 201
         assert upstream.body == b"a" * 10 + b"b" * 10
-        assert headers_of(upstream.scopes[0])[b"transfer-encoding"] == b"chunked"
+        sent = headers_of(upstream.scopes[0])
+        assert sent[b"content-length"] == b"20"
+        assert b"transfer-encoding" not in sent
 
 
 async def test_a_length_beside_chunks_does_not_count() -> None:
@@ -194,7 +196,7 @@ async def test_a_length_beside_chunks_does_not_count() -> None:
         answer = await asyncio.wait_for(reader.read(), WAIT_S)
         assert answer.startswith(b"HTTP/1.1 201 ")
         assert upstream.body == b"ab"
-        assert b"content-length" not in headers_of(upstream.scopes[0])
+        assert headers_of(upstream.scopes[0])[b"content-length"] == b"2"
         writer.close()
 
 
@@ -225,25 +227,62 @@ async def test_a_client_that_leaves_a_quiet_stream_cancels_upstream() -> None:
         await asyncio.wait_for(upstream.client_gone.wait(), WAIT_S)
 
 
-async def test_a_client_that_leaves_during_its_upload_cancels_upstream() -> None:
+HALF_A_REQUEST = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf"
+
+
+async def test_unfinished_uploads_hold_no_connection_to_rank_0() -> None:
     async with node() as (upstream, client, _):
         host, port = client.base_url.host, client.base_url.port
-        _, writer = await asyncio.open_connection(host, port)
-        writer.write(b"POST /silent HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf")
-        await asyncio.wait_for(upstream.reached.wait(), WAIT_S)
-        writer.close()
-        await asyncio.wait_for(upstream.client_gone.wait(), WAIT_S)
+        slow = [await asyncio.open_connection(host, port) for _ in range(20)]
+        for _, writer in slow:
+            writer.write(HALF_A_REQUEST)
+        assert (await client.get("/echo")).status_code == 201  # all that came before has been read
+        assert len(upstream.scopes) == 1
+        reader, writer = slow.pop()
+        writer.write(b" more")
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), WAIT_S)
+        assert answer.startswith(b"HTTP/1.1 201 ")
+        assert upstream.body == b"half more"
+        for _, other in [*slow, (reader, writer)]:
+            other.close()
+        assert (await client.get("/echo")).status_code == 201
+        assert len(upstream.scopes) == 3
 
 
-async def test_an_upload_that_stalls_is_dropped() -> None:
-    async with node(replace(LIMITS, upload_timeout_s=0.05)) as (upstream, client, _):
+@pytest.mark.parametrize("trickle", [False, True])
+async def test_an_upload_that_stalls_or_trickles_is_dropped(trickle: bool) -> None:
+    async with node(replace(LIMITS, body_patience_s=0.2)) as (upstream, client, _):
         host, port = client.base_url.host, client.base_url.port
         reader, writer = await asyncio.open_connection(host, port)
-        writer.write(b"POST /silent HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf")
-        answer = await asyncio.wait_for(reader.read(), WAIT_S)
-        assert answer.startswith(b"HTTP/1.1 408 ")
-        assert b"No more of the body came for 0.05 s." in answer
-        await asyncio.wait_for(upstream.client_gone.wait(), WAIT_S)
+        writer.write(HALF_A_REQUEST.replace(b": 9", b": 999"))
+        answer = asyncio.create_task(reader.read())
+        for _ in range(WAIT_S * 20):
+            await asyncio.wait({answer}, timeout=0.05)
+            if answer.done():
+                break
+            if trickle:
+                writer.write(b"x")
+        assert answer.result().startswith(b"HTTP/1.1 408 ")
+        assert b'{"error":{"message":"The body did not come in time; ' in answer.result()
+        assert upstream.scopes == []
+        writer.close()
+
+
+async def test_a_client_that_still_sends_gets_the_413_and_may_go_on() -> None:
+    async with node() as (upstream, client, _):
+        host, port = client.base_url.host, client.base_url.port
+        reader, writer = await asyncio.open_connection(host, port)
+        size = 50 << 20
+        writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), WAIT_S)
+        assert head.startswith(b"HTTP/1.1 413 ")
+        assert b"request_too_large" in await asyncio.wait_for(reader.readuntil(b"}}"), WAIT_S)
+        for _ in range(size >> 20):
+            writer.write(b"a" * (1 << 20))
+            await asyncio.wait_for(writer.drain(), WAIT_S)
+        writer.write(b"GET /echo HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert (await asyncio.wait_for(reader.readline(), WAIT_S)).startswith(b"HTTP/1.1 201 ")
+        assert len(upstream.scopes) == 1
         writer.close()
 
 
@@ -311,13 +350,23 @@ async def test_a_rank_0_that_dies_before_it_answers_is_503() -> None:
 
 
 async def test_more_requests_than_allowed_are_refused() -> None:
-    limits = replace(LIMITS, max_connections=1, connect_timeout_s=0.05)
-    async with node(limits) as (upstream, client, _):
+    async with node(replace(LIMITS, max_requests=1)) as (upstream, client, _):
         first = asyncio.create_task(client.post("/silent", content=b"{}"))
         await asyncio.wait_for(upstream.reached.wait(), WAIT_S)
         second = await client.get("/echo", headers={"x-request-id": "abc"})
         assert_not_ready(second, code="overloaded")
+        # Before anything of a body is here.
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(HALF_A_REQUEST.removesuffix(b"half"))
+        assert (await asyncio.wait_for(reader.readline(), WAIT_S)).startswith(b"HTTP/1.1 503 ")
+        writer.close()
         first.cancel()
+        await asyncio.wait_for(upstream.client_gone.wait(), WAIT_S)
+        for _ in range(WAIT_S * 100):
+            if (await client.get("/echo")).status_code == 201:
+                return
+            await asyncio.sleep(0.01)
+        pytest.fail("the place was not given back")
 
 
 async def test_a_stream_that_breaks_between_events_ends_with_an_error_event() -> None:
