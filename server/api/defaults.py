@@ -46,5 +46,7 @@ def read_defaults(folder: Path) -> SamplingDefaults:
         key = ".".join(map(str, first["loc"])) or "it"
         message = f"{path}: {key} = {first['input']!r}: {first['msg']}."
         raise CheckpointError(message) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}.") from error
     except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}.") from error

@@ -35,7 +35,8 @@ def sampling(body: GenerationBody, model: ServedModel, logprobs: int) -> Samplin
         seed=_seed(body.seed),
         temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
         top_p=_or(body.top_p, defaults.top_p),
-        top_k=max(_or(body.top_k, defaults.top_k), 0),
+        # More than all is all, and the ranks count in 32 bits.
+        top_k=min(max(_or(body.top_k, defaults.top_k), 0), model.vocab_size),
         min_p=_or(body.min_p, defaults.min_p),
         repetition_penalty=_or(body.repetition_penalty, defaults.repetition_penalty),
         presence_penalty=_or(body.presence_penalty, 0.0),

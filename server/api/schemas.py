@@ -66,8 +66,8 @@ def _few_biases(value: Any) -> Any:
     return value
 
 
-Positive = Annotated[StrictInt, Field(ge=1)]
-Natural = Annotated[StrictInt, Field(ge=0)]
+Positive = Annotated[StrictInt, Field(ge=1, lt=1 << 63)]
+Natural = Annotated[StrictInt, Field(ge=0, lt=1 << 63)]
 Fraction = Annotated[StrictFloat, Field(ge=0, le=1)]
 Penalty = Annotated[StrictFloat, Field(ge=-2, le=2)]
 Bias = Annotated[StrictFloat, Field(ge=-100, le=100)]
@@ -105,7 +105,7 @@ class GenerationBody(Part):
     stream_options: StreamOptions | None = None
     user: StrictStr | None = None  # for the provider's statistics; changes no answer
 
-    top_k: Annotated[StrictInt, Field(ge=-1)] | None = None
+    top_k: Annotated[StrictInt, Field(ge=-1, lt=1 << 63)] | None = None
     min_p: Fraction | None = None
     # Within what float32 logits survive: 1e-300 would make them infinite.
     repetition_penalty: Annotated[StrictFloat, Field(ge=0.01, le=100)] | None = None

@@ -20,6 +20,17 @@ RESERVED_KWARGS = frozenset(
     }
 )  # fmt: skip
 
+# A template is a program: on messages or variables it was not made for it fails in any of these ways.
+TEMPLATE_FAILURES = (
+    TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+)
+
 MAX_REASON_CHARS = 300  # a template may quote the messages
 
 
@@ -38,16 +49,7 @@ def chat_prompt(body: ChatBody, model: ServedModel) -> list[int]:
         return model.tokenizer.apply_chat_template(
             messages, tokenize=True, add_generation_prompt=True, **kwargs
         )
-    except (
-        TemplateError,
-        TypeError,
-        ValueError,
-        LookupError,
-        AttributeError,
-        ArithmeticError,
-        RecursionError,
-    ) as e:
-        # A template is a program: on messages or variables it was not made for it fails in any of these ways.
+    except TEMPLATE_FAILURES as e:
         raise InvalidRequest(
             f"The model's chat template refuses these messages: {str(e)[:MAX_REASON_CHARS]}",
             param="messages",

@@ -6,10 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import structlog
+from jinja2 import TemplateSyntaxError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer as read_tokenizer
 
 from pipeline.errors import CheckpointError
+from server.api.templates import MAX_REASON_CHARS, TEMPLATE_FAILURES
+
+log = structlog.get_logger(__name__)
 
 
 def load_tokenizer(
@@ -17,10 +22,11 @@ def load_tokenizer(
 ) -> TokenizerWrapper:
     """mlx-lm's tokenizer for the files in `folder`, with the end tokens that `config` names.
 
-    Raises CheckpointError when the files are missing, broken, or need code that is not trusted.
+    Raises CheckpointError when the files are missing, broken, or need code that is not trusted, and when the
+    chat template is no template.
     """
     try:
-        return read_tokenizer(
+        tokenizer = read_tokenizer(
             folder,
             {"trust_remote_code": trust_remote_code},
             eos_token_ids=config.get("eos_token_id"),
@@ -28,3 +34,26 @@ def load_tokenizer(
     except Exception as error:  # the tokenizers library raises the base class itself
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: the tokenizer can't be loaded: {reason}") from error
+    _try_template(tokenizer, folder)
+    return tokenizer
+
+
+def _try_template(tokenizer: TokenizerWrapper, folder: Path) -> None:
+    """Render the shortest conversation: transformers compiles a template only then."""
+    if not tokenizer.has_chat_template:
+        return
+    if not isinstance(
+        tokenizer.chat_template, (str, dict, type(None))
+    ):  # None: mlx-lm has one of its own
+        raise CheckpointError(f"{folder}: the chat template is not a text")
+    hello = [{"role": "user", "content": "Hello"}]
+    try:
+        tokenizer.apply_chat_template(hello, tokenize=False, add_generation_prompt=True)
+    except TemplateSyntaxError as error:
+        reason = f"{' '.join(str(error.message).split())} (line {error.lineno})"
+        raise CheckpointError(f"{folder}: the chat template is broken: {reason}") from error
+    except TEMPLATE_FAILURES as error:
+        # It may still serve what it was made for, such as messages in parts, and completions need none.
+        log.warning(
+            "the chat template refuses a plain message", reason=str(error)[:MAX_REASON_CHARS]
+        )

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from server.api.errors import InvalidRequest
 from server.api.service import Service
 from tests.server.api.conftest import Client
-from tests.server.api.fakes import FakeEngine, make_service
+from tests.server.api.fakes import TOKENIZER, FakeEngine, make_service
 
 
 def error_of(response: Any, status: int) -> dict[str, Any]:
@@ -35,6 +35,64 @@ def test_unknown_method(client: Client) -> None:
     response = client.request("GET", "/v1/chat/completions")
     assert error_of(response, 405)["type"] == "invalid_request_error"
     assert response.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize("path", ["/v1/models/", "/v1/chat/completions/", "/v1/", "//evil/"])
+def test_a_slash_too_many_is_no_redirect(client: Client, path: str) -> None:
+    response = client.request("GET", f"http://test{path}")
+    error_of(response, 404)
+    assert "location" not in response.headers
+
+
+def body_with(value: str) -> bytes:
+    """A request that is fine but for `value` in a place where anything goes."""
+    messages = '[{"role": "user", "content": "x"}]'
+    return f'{{"model": "tiny", "messages": {messages}, "extra": {value}}}'.encode()
+
+
+TREACHEROUS = [
+    (b"\xef\xbb\xbf" + body_with("1"), "begins with a byte order mark"),
+    (body_with('"\\ud800"'), "hex escape"),
+    (body_with('{"\\udc00": 1}'), "surrogate"),
+    (body_with('"?"').replace(b"?", b"\xed\xa0\x80"), "unicode"),
+    (body_with("NaN"), "expected value"),
+    (body_with("-Infinity"), "not valid JSON"),
+    (body_with("1e999"), "out of range: 1e999"),
+    (body_with("9" * 5000), "out of range"),
+    (body_with("[" * 500 + "]" * 500), "recursion"),
+    (body_with('1, "model": "tiny"'), "has 'model' twice"),
+    (body_with('{"a": {"b": 1, "b": 1}}'), "has 'b' twice"),
+    (body_with("1")[:-1], "EOF"),
+    (body_with("1") + b"\0", "trailing"),
+    (body_with("1").decode().encode("utf-16"), "not valid JSON"),
+]
+
+
+@pytest.mark.parametrize(("body", "reason"), TREACHEROUS, ids=[reason for _, reason in TREACHEROUS])
+def test_json_that_parsers_disagree_on(client: Client, body: bytes, reason: str) -> None:
+    response = client.request("POST", "/v1/chat/completions", content=body)
+    assert reason in error_of(response, 400)["message"]
+
+
+@pytest.mark.parametrize("value", ["1e308", "9" * 4000, "[" * 150 + "]" * 150, '"\\ud83d\\ude00"'])
+def test_json_that_is_only_unusual(client: Client, value: str) -> None:
+    response = client.request("POST", "/v1/chat/completions", content=body_with(value))
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "field", ["temperature", "seed", "max_tokens", "top_k", "stop", "logit_bias"]
+)
+def test_huge_numbers_in_known_fields(client: Client, field: str) -> None:
+    body = body_with("1").replace(b'"extra": 1', f'"{field}": {"9" * 4000}'.encode())
+    error = error_of(client.request("POST", "/v1/chat/completions", content=body), 400)
+    assert error["param"] == field
+    assert len(error["message"]) < 500
+
+
+def test_top_k_beyond_the_vocabulary_is_the_vocabulary(client: Client, engine: FakeEngine) -> None:
+    assert client.chat(top_k=1 << 40).status_code == 200
+    assert engine.requests[0].params.top_k == len(TOKENIZER.get_vocab())
 
 
 BROKEN = [

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import openai
 import pytest
@@ -170,6 +170,49 @@ def test_a_body_declared_too_large_is_not_waited_for(address: tuple[str, int]) -
     with socket.create_connection(address, timeout=DEADLINE_S) as connection:
         connection.sendall(head.encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("trickle", [False, True])
+def test_a_body_that_does_not_come_in_time_is_not_waited_for(
+    address: tuple[str, int], service: Service, trickle: bool
+) -> None:
+    service.bodies.patience_s = 0.2
+    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 99999\r\n\r\n{"
+    with socket.create_connection(address, timeout=DEADLINE_S) as connection:
+        connection.sendall(head.encode())
+        if trickle:
+            connection.settimeout(0.02)
+            for _ in range(int(DEADLINE_S / 0.02)):
+                with suppress(TimeoutError):
+                    answer = connection.recv(1000)
+                    break
+                connection.sendall(b" ")
+            connection.settimeout(DEADLINE_S)
+        else:
+            answer = connection.recv(1000)
+        while chunk := connection.recv(1000):
+            answer += chunk
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    assert (error["type"], error["code"]) == ("invalid_request_error", None)
+    assert service.bodies.receiving == 0
+
+
+def test_bodies_are_bounded_together(address: tuple[str, int], service: Service) -> None:
+    service.bodies.limit, service.bodies.max_receiving = 5000, 5000
+    head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 4000\r\n\r\n"
+    with (
+        socket.create_connection(address, timeout=DEADLINE_S) as first,
+        socket.create_connection(address, timeout=DEADLINE_S) as second,
+    ):
+        first.sendall(head + b" " * 3000)
+        wait_until(lambda: service.bodies.receiving == 3000)
+        second.sendall(head + b" " * 3000)
+        assert second.recv(100).startswith(b"HTTP/1.1 503")
+        wait_until(lambda: service.bodies.receiving == 3000)
+        first.sendall(b" " * 1000)
+        assert first.recv(100).startswith(b"HTTP/1.1 400")
+    assert service.bodies.receiving == 0
 
 
 def test_closing_a_stream_early_cancels(sdk: openai.OpenAI, engine: FakeEngine) -> None:
