@@ -159,6 +159,14 @@ class NetworkConfig(Section):
         return self
 
 
+class TracingConfig(Section):
+    folder: Auto[Text] = Field(
+        default=None,
+        description="Folder into which each rank writes a timeline of its latest steps when it ends, "
+        "for scripts/timeline.py; auto: none is recorded.",
+    )
+
+
 class Config(Section):
     cluster: ClusterConfig = Field(default=ClusterConfig(), description="The cluster as a whole.")
     coordinator: CoordinatorConfig = Field(
@@ -171,6 +179,7 @@ class Config(Section):
     network: NetworkConfig = Field(
         default=NetworkConfig(), description="Links, deadlines and retries."
     )
+    tracing: TracingConfig = Field(default=TracingConfig(), description="Timelines.")
     nodes: Annotated[Mapping[Name, NodeConfig], AfterValidator(_name_entries)] = Field(
         default={}, description="The named nodes; ranks beyond them get names and ports by rule."
     )

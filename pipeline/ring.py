@@ -36,18 +36,23 @@ class Ring:
         self._sending: deque[list[mx.array]] = deque()  # messages, oldest first
 
     def send(self, arrays: Sequence[mx.array], to: int) -> None:
-        """Start sending a message to a neighbour, its arrays in order; waits for neither them nor the receiver.
+        """Start sending a message to a neighbour, its arrays in order; does not wait for the receiver.
 
-        Lazy arrays begin to be computed.  Of the messages sent before, at most one may still be on its way
-        when this returns: older ones are waited for, which bounds the memory held by sends.
+        Lazy arrays begin to be computed, which on a CPU may take most of the time that computing them takes.
         """
-        while len(self._sending) > 1:
-            evaluate(self._sending.popleft())
         message = []
         for array in arrays:
             message.append(mx.distributed.send(array, to, group=self._group, stream=self.stream))
             mx.async_eval(message[-1])  # type: ignore[no-untyped-call]
         self._sending.append(message)
+
+    def make_room(self) -> None:
+        """Wait until at most one message is still on its way, which bounds the memory held by sends.
+
+        Raises LinkClosed if the neighbour is gone.
+        """
+        while len(self._sending) > 1:
+            evaluate(self._sending.popleft())
 
     def flush(self) -> None:
         """Wait until what was sent has left.

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 Activity: TypeAlias = Literal["choose", "build", "wait", "compute", "send", "absorb"]
-"""choose: the scheduler; build: the graph of a step, and its announcement; wait: for the previous stage;
-compute: until the output is there; send: Ready, and room for the tensors; absorb: results of the last stage."""
+"""choose: the scheduler; build: the graph of a step, and its announcement; wait: for the previous stage, or for
+the next one to take what was sent before; compute: until the output is there; send: the frame that says so,
+or the result; absorb: a result, on rank 0."""
 
 CAPACITY = 1 << 18  # spans; the oldest go first
 

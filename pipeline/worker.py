@@ -7,6 +7,7 @@ other rank `serve` takes the steps from the frame link.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,9 +211,8 @@ class Worker:
         specs, arrays = pack(*flatten(output), self._activations)
         outbound.send(self._announcement(step, specs), self._timeout)
         before = self._await_input(step, expected)
-        # Handed to the communication stream first: the tensors leave the moment they are computed.
-        self._ring.send(arrays, self._next)
-        took = self._compute(step, arrays, also)
+        self._make_room(step)
+        took = self._compute(step, arrays, also, send=arrays)
         ready = Ready(step.id, (*before.seconds, took), max(before.memory, self._memory_used()))
         outbound.send(ready, self._timeout)
 
@@ -271,8 +271,17 @@ class Worker:
             mx.clear_cache()
         return peak / self.memory_bytes
 
-    def _compute(self, step: Step, *trees: list[Any]) -> float:
+    def _make_room(self, step: Step) -> None:
+        """Wait for the next stage to take what it has been sent before."""
         started = time.monotonic()
+        self._ring.make_room()
+        self._mark("wait", started, step)
+
+    def _compute(self, step: Step, *trees: list[Any], send: Sequence[mx.array] = ()) -> float:
+        """Seconds that it took.  `send` goes to the next stage, each array the moment it is computed."""
+        started = time.monotonic()
+        if send:
+            self._ring.send(send, self._next)
         evaluate(*trees)
         self._computed = time.monotonic()
         took = self._computed - started
