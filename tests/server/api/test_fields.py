@@ -217,7 +217,7 @@ def test_openai_messages_can_be_sent_back(client: Client) -> None:
     assert client.chat(messages=messages).status_code == 200
 
 
-@pytest.mark.parametrize("asked", [{"max_tokens": 200}, {"max_completion_tokens": 10**30}])
+@pytest.mark.parametrize("asked", [{"max_tokens": 200}, {"max_completion_tokens": 10**18}])
 def test_too_many_tokens(client: Client, asked: dict[str, int]) -> None:
     error = client.chat(**asked).json()["error"]
     assert error["code"] == "context_length_exceeded"
