@@ -11,6 +11,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 
 import mlx.core as mx
 import structlog
@@ -39,6 +40,7 @@ from pipeline.sampler import Sampler
 from pipeline.scheduler import Limits, Scheduler
 from pipeline.served_model import open_checkpoint
 from pipeline.split import cut_limit
+from pipeline.timeline import Timeline
 from pipeline.worker import Worker
 
 log = structlog.get_logger()
@@ -305,10 +307,27 @@ class Rank:
     def _work(self, ring: Ring, placement: Placement) -> None:
         if self._stopping.is_set():
             return
-        if self._engine is not None:
-            self._engine.run()
-        elif self.worker is not None:
-            self.worker.serve()
+        assert self.worker is not None
+        timeline = Timeline() if self.config.tracing.folder else None
+        self.worker.timeline = timeline
+        try:
+            if self._engine is not None:
+                self._engine.run()
+            else:
+                self.worker.serve()
+        finally:
+            if timeline is not None:
+                self._write(timeline, placement)
+
+    def _write(self, timeline: Timeline, placement: Placement) -> None:
+        """A timeline that can't be written is no reason for a rank to end otherwise than it does."""
+        folder = Path(self.config.tracing.folder or "")
+        try:
+            path = timeline.write(folder, placement.meeting.rank, placement.meeting.node.name)
+        except OSError as error:
+            log.error("the timeline could not be written", folder=str(folder), reason=str(error))
+        else:
+            log.info("timeline written", path=str(path))
 
     def _kv_tokens(self, placement: Placement) -> int | None:
         """Cache entries for which this node has memory; None where the architecture hides their size."""
