@@ -24,7 +24,8 @@ def tokenizer(tmp_path: Path) -> Path:
 def test_it_can_be_served(
     tmp_path: Path, tokenizer: Path, monkeypatch: pytest.MonkeyPatch, more: list[str]
 ) -> None:
-    sizes = "--layers 3 --hidden 128 --intermediate 256 --vocab 300 --context 64".split()
+    numbers = {"layers": 3, "hidden": 128, "intermediate": 256, "vocab": 300, "context": 64}
+    sizes = [word for name, size in numbers.items() for word in (f"--{name}", str(size))]
     folder = tmp_path / "model"
     arguments = [str(folder), *sizes, "--tokenizer", str(tokenizer), *more]
     monkeypatch.setattr("sys.argv", ["random_model.py", *arguments])
