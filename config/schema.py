@@ -107,7 +107,7 @@ class SchedulerConfig(Section):
         description="Micro-batch groups in flight; auto: as the measured step times suggest.",
     )
     inter_token_bound: Seconds = Field(
-        default=0.5,
+        default=1.0,
         description="Seconds between two tokens of a running stream that the prefill of others should not "
         "exceed: prefill steps are made smaller as needed, down to 8 tokens.",
     )
