@@ -1,0 +1,186 @@
+"""A ring of real ranks, without HTTP, under closed loops: what each step took, and how many tokens came.
+
+Runs under launcher.job.  Rank 0 notes the step times that reach its Pacing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import yaml
+
+from benchlib.ports import HOST, free_ports
+from benchlib.servers import LOG_TAIL, ServerFailed
+from benchlib.targets import Setup
+from config import load
+from pipeline.engine import Engine
+from pipeline.pacing import Pacing
+from pipeline.rank import Rank
+from pipeline.request import GenerationRequest, SamplingParams
+from pipeline.scheduler import Scheduler
+
+RESULT = "real-run: "  # starts the one line of rank 0 that holds the result
+DEADLINE = 1800.0  # seconds for all loads
+START = 300.0  # seconds for a rank to load
+PLAIN_IDS = 1000, 20_000  # token ids that every vocabulary here has, and that are not special
+
+
+class RealLoad(msgspec.Struct, frozen=True):
+    """`requests` of `prompt` and `output` tokens, `streams` at a time."""
+
+    streams: int
+    requests: int
+    prompt: int
+    output: int
+
+
+class RealResult(msgspec.Struct, frozen=True):
+    """One load.  `decode`, `prefill`: size and seconds per stage of every step."""
+
+    load: RealLoad
+    seconds: float
+    tokens: int
+    gap: float  # seconds between two tokens of a stream, mean
+    decode: tuple[tuple[int, tuple[float, ...]], ...]
+    prefill: tuple[tuple[int, tuple[float, ...]], ...]
+
+
+class NotingPacing(Pacing):
+    """Keeps all that it is told."""
+
+    def __init__(self, stages: int) -> None:
+        super().__init__(stages)
+        self.decode: list[tuple[int, tuple[float, ...]]] = []
+        self.prefill: list[tuple[int, tuple[float, ...]]] = []
+
+    def observe(self, batch: int, seconds: tuple[float, ...]) -> None:
+        self.decode.append((batch, seconds))
+        super().observe(batch, seconds)
+
+    def observe_prefill(self, tokens: int, seconds: tuple[float, ...]) -> None:
+        self.prefill.append((tokens, seconds))
+        super().observe_prefill(tokens, seconds)
+
+
+def measure(
+    setup: Setup, program: Path, ranks: int, loads: Sequence[RealLoad], scratch: Path
+) -> list[RealResult]:
+    """Start the ranks, put all loads on them one after the other.
+
+    `program`: calls `serve_rank` with the two arguments that follow --rank.  Raises ServerFailed.
+    """
+    ports = free_ports(2 + 4 * ranks)
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    _write_config(folder, setup.model, ports[: 2 + 3 * ranks])
+    job = [sys.executable, "-m", "launcher.job", "--ranks", str(ranks)]
+    job += ["--starting-port", str(ports[2 + 3 * ranks]), "--"]
+    told = msgspec.json.encode(loads).decode()
+    command = [*job, sys.executable, str(program), "--rank", str(folder), told]
+    for setting in setup.settings:
+        command += ["--set", setting]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=Path(__file__).parents[2],
+            env=setup.environment(),
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise ServerFailed(f"the ranks did not end within {DEADLINE:g} s") from None
+    for line in done.stdout.splitlines():
+        if line.startswith(RESULT):
+            return msgspec.json.decode(line.removeprefix(RESULT), type=list[RealResult])
+    said = "\n".join((done.stdout + done.stderr).splitlines()[-LOG_TAIL:])
+    raise ServerFailed(f"the ranks ended with status {done.returncode}:\n{said}")
+
+
+def _write_config(folder: Path, model: Path, ports: Sequence[int]) -> None:
+    gateway, coordinator, *nodes = ports
+    files = {
+        "cluster": {"coordinator": {"port": coordinator}, "api_gateway": {"port": gateway}},
+        "nodes": {
+            "nodes": {
+                f"n{i}": {"node_id": i, "host": HOST, "ports": nodes[3 * i : 3 * i + 3]}
+                for i in range(len(nodes) // 3)
+            }
+        },
+        "models": {"default_model": "bench", "models": {"bench": {"source": str(model)}}},
+    }
+    for name, content in files.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+def serve_rank(folder: str, told: str, settings: Sequence[str]) -> None:
+    """What each rank of the job does.  Raises what the rank ends with."""
+    rank = Rank(load(Path(folder), os.environ, settings).config)
+    rank.start()
+    rank.placed.result(START)
+    rank.ports_opened()
+    engine = rank.loaded.result(START)
+    if engine is not None:
+        loads = msgspec.json.decode(told, type=list[RealLoad])
+        results = [asyncio.run(_run(engine, one, seed)) for seed, one in enumerate(loads)]
+        print(RESULT + msgspec.json.encode(results).decode(), flush=True)
+        rank.stop()
+    rank.ended.result(DEADLINE)
+
+
+async def _run(engine: Engine, load: RealLoad, seed: int) -> RealResult:
+    pacing = await _install(engine)
+    chosen = random.Random(seed)
+    prompts = [
+        tuple(chosen.randint(*PLAIN_IDS) for _ in range(load.prompt)) for _ in range(load.requests)
+    ]
+    waiting = iter(enumerate(prompts))
+    gaps: list[float] = []
+    tokens = 0
+
+    async def work() -> None:
+        nonlocal tokens
+        for number, prompt in waiting:
+            request = GenerationRequest(
+                id=str(number),
+                prompt=prompt,
+                params=SamplingParams(temperature=0.0),
+                max_tokens=load.output,
+            )
+            last = None
+            async for _ in engine.generate(request):
+                now = time.perf_counter()
+                tokens += 1
+                gaps.extend([] if last is None else [now - last])
+                last = now
+
+    started = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(load.streams)))
+    seconds = time.perf_counter() - started
+    gap = sum(gaps) / len(gaps) if gaps else 0.0
+    return RealResult(load, seconds, tokens, gap, tuple(pacing.decode), tuple(pacing.prefill))
+
+
+async def _install(engine: Engine) -> NotingPacing:
+    """A pacing of its own for each load: what one was like is not known to the next."""
+    installed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    made: list[NotingPacing] = []
+
+    def change(scheduler: Scheduler) -> None:
+        scheduler.pacing = pacing = NotingPacing(scheduler.limits.stages)
+        made.append(pacing)
+        loop.call_soon_threadsafe(installed.set)
+
+    engine.configure(change)
+    await asyncio.wait_for(installed.wait(), START)
+    return made[0]

@@ -1,0 +1,345 @@
+"""The real scheduler against stages that exist only as step times: no MLX, no sockets, and a clock of its own.
+
+What is modelled is the order of things in pipeline.engine and pipeline.worker.  Rank 0 chooses a step, computes
+its own stage, takes the results that have arrived meanwhile, and chooses again; when there is nothing to choose
+it sleeps until a result or a request comes.  A stage takes steps in the order of arrival: it builds the graph
+once a step is announced, computes once its input is there, and hands on.  So a step's way through the stages
+follows from the steps before it, and no queue of events is needed.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from pipeline.scheduler import Scheduler
+from pipeline.steps import DecodeBatch, StepPlan
+
+QUICKEST = 0.5  # of the mean: no noise makes a step faster
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Seconds over a size: straight between the points, and beyond them along the nearest two."""
+
+    points: tuple[tuple[float, float], ...]  # at least two, by size
+
+    @classmethod
+    def line(cls, fixed: float, each: float) -> Curve:
+        """`fixed` seconds, and `each` for one more."""
+        return cls(((0.0, fixed), (1.0, fixed + each)))
+
+    def __call__(self, size: float) -> float:
+        right = bisect_left(self.points, size, key=lambda point: point[0])
+        right = min(max(right, 1), len(self.points) - 1)
+        (x0, y0), (x1, y1) = self.points[right - 1], self.points[right]
+        return max(0.0, y0 + (y1 - y0) * (size - x0) / (x1 - x0))
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """What one stage takes.  `overhead`: seconds of Python for each step, which pacing does not see."""
+
+    decode: Curve  # over the sequences of a step
+    prefill: Curve  # over the tokens of a chunk
+    overhead: float = 0.0
+
+
+@dataclass(frozen=True)
+class Network:
+    """Each hop: seconds until a message is there, and bytes per second for hidden states."""
+
+    latency: float = 0.0
+    bandwidth: float = float("inf")
+    token_bytes: int = 0  # of one token's hidden state
+
+
+class Stages:
+    """A ring of stages.  A step's compute times are the means, times one random factor each."""
+
+    def __init__(
+        self,
+        stages: Sequence[StageTimes],
+        network: Network | None = None,
+        noise: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """`noise`: standard deviation of the factor around 1."""
+        self._stages, self._network = stages, network or Network()
+        self._noise, self._random = noise, random.Random(seed)
+        self._free = [0.0] * len(stages)  # when each has done all it was given
+        self._link_free = [0.0] * len(stages)
+        self.busy = [0.0] * len(stages)  # seconds of compute and overhead so far
+
+    def __len__(self) -> int:
+        return len(self._stages)
+
+    def run(self, plan: StepPlan, now: float) -> tuple[float, float, tuple[float, ...]]:
+        """A step that rank 0 begins now: when rank 0 is free again, when the result comes, compute seconds."""
+        work, network = plan.work, self._network
+        if work is None:  # the stages only take note
+            return now, now + network.latency * len(self), ()
+        tokens = len(work.sequences) if isinstance(work, DecodeBatch) else work.end - work.start
+        flight = network.token_bytes * tokens / network.bandwidth
+        announced = ready = now
+        seconds = []
+        for rank, stage in enumerate(self._stages):
+            curve = stage.decode if isinstance(work, DecodeBatch) else stage.prefill
+            took = curve(tokens) * self._factor()
+            built = max(self._free[rank], announced) + stage.overhead
+            end = max(built, ready) + took
+            self._free[rank] = end
+            self._link_free[rank] = max(end, self._link_free[rank]) + flight
+            self.busy[rank] += stage.overhead + took
+            announced, ready = built + network.latency, self._link_free[rank] + network.latency
+            seconds.append(took)
+        alone = len(self) == 1
+        return self._free[0], end if alone else end + network.latency, tuple(seconds)
+
+    def _factor(self) -> float:
+        if not self._noise:
+            return 1.0
+        return max(QUICKEST, self._random.gauss(1.0, self._noise))
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`streams` requests at a time until each stream has made `tokens` tokens on the average."""
+
+    streams: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """Closed loop: a request that ends is followed by the next.  Between phases streams come, or are cancelled.
+
+    `stagger`: the first requests are shortened to different lengths, so that streams don't end together.
+    """
+
+    phases: tuple[Phase, ...]
+    prompt: int
+    output: int
+    stagger: bool = True
+    requests: int | None = None  # in all; None: as many as the phases take
+    long_prompt: int = 0  # tokens of one that arrives in the middle of the last phase
+    warm_up: float = 0.3  # share of each phase's tokens that is not measured
+
+
+@dataclass
+class Measured:
+    """One phase after its warm-up.  Times in seconds."""
+
+    streams: int
+    started: float
+    ended: float = 0.0
+    tokens: int = 0
+    busy: tuple[float, ...] = ()  # of each stage
+    gaps: list[float] = field(default_factory=list)  # between two tokens of a stream
+    moves: int = 0  # sequences that went to another group
+    steps: int = 0  # of decoding
+    groups: int = 0  # summed up over these
+
+    @property
+    def seconds(self) -> float:
+        """How long it was."""
+        return self.ended - self.started
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Output rate."""
+        return self.tokens / self.seconds
+
+    @property
+    def utilisation(self) -> tuple[float, ...]:
+        """The share of the time in which each stage was at work."""
+        return tuple(busy / self.seconds for busy in self.busy)
+
+    @property
+    def mean_groups(self) -> float:
+        """Micro-batches, mean over the steps."""
+        return self.groups / max(1, self.steps)
+
+
+@dataclass
+class _Request:
+    sequence: int
+    to_make: int
+    last: float | None = None  # when its latest token came
+    group: int | None = None
+
+
+class Simulation:
+    """Engine and clients in one.  `run` once; it ends when the load does."""
+
+    def __init__(self, scheduler: Scheduler, stages: Stages, load: Load) -> None:
+        self._scheduler, self._stages, self._load = scheduler, stages, load
+        self._now = 0.0
+        self._results: deque[tuple[float, StepPlan, tuple[float, ...]]] = deque()
+        self._requests: dict[int, _Request] = {}
+        self._submitted = 0
+        self._made = 0  # tokens in this phase
+        self._measured: Measured | None = None
+        self._long: int | None = None
+        self._long_since: float | None = None
+        self.long_wait: float | None = (
+            None  # seconds from the long prompt's arrival to its first token
+        )
+        self.gaps_meanwhile: list[float] = []  # of the other streams
+        self.total_tokens = 0
+
+    @property
+    def now(self) -> float:
+        """Simulated seconds since the start."""
+        return self._now
+
+    def run(self) -> list[Measured]:
+        """What each phase was like."""
+        return [self._run_phase(phase, number) for number, phase in enumerate(self._load.phases)]
+
+    def _run_phase(self, phase: Phase, number: int) -> Measured:
+        self._made, self._measured = 0, None
+        for sequence in list(self._requests)[phase.streams :]:
+            del self._requests[sequence]
+            self._scheduler.finish(sequence)
+        self._streams = phase.streams
+        for position in range(len(self._requests), phase.streams):
+            self._submit(position if number == 0 and self._load.stagger else None)
+        total = phase.streams * phase.tokens
+        last = number == len(self._load.phases) - 1
+        while self._requests and (self._made < total or self._long in self._requests):
+            if self._measured is None and self._made >= self._load.warm_up * total:
+                self._measured = self._begin_measuring(phase)
+            if last and self._load.long_prompt and self._long is None and self._made > total / 2:
+                self._submit_long()
+            self._turn()
+        return self._end_measuring()
+
+    def _begin_measuring(self, phase: Phase) -> Measured:
+        return Measured(phase.streams, self._now, busy=tuple(self._stages.busy))
+
+    def _end_measuring(self) -> Measured:
+        measured = self._measured
+        assert measured is not None, "the phase has ended in its warm-up"
+        measured.ended = self._now
+        before, after = measured.busy, self._stages.busy
+        measured.busy = tuple(b - a for a, b in zip(before, after, strict=True))
+        return measured
+
+    # the engine
+
+    def _turn(self) -> None:
+        """As the loop of pipeline.engine.Engine.run."""
+        plan = self._scheduler.choose()
+        if plan is not None:
+            self._start(plan)
+            self._take_arrived()
+        elif not self._take_arrived():
+            assert self._results, "nothing is in flight, and nothing can be chosen"
+            self._now = max(self._now, self._results[0][0])
+
+    def _start(self, plan: StepPlan) -> None:
+        if isinstance(plan.work, DecodeBatch):
+            self._note_groups(plan.work)
+        self._now, arrival, seconds = self._stages.run(plan, self._now)
+        self._results.append((arrival, plan, seconds))
+
+    def _take_arrived(self) -> bool:
+        any_result = False
+        while self._results and self._results[0][0] <= self._now:
+            any_result = True
+            _, plan, seconds = self._results.popleft()
+            self._scheduler.absorb(plan.id, seconds)
+            if isinstance(plan.work, DecodeBatch):
+                for sequence in plan.work.sequences:
+                    self._emit(sequence)
+        return any_result
+
+    def _note_groups(self, batch: DecodeBatch) -> None:
+        measured = self._measured
+        moved = 0
+        for sequence in batch.sequences:
+            request = self._requests.get(sequence)
+            if request is not None:
+                moved += request.group not in (None, batch.group)
+                request.group = batch.group
+        if measured is not None:
+            measured.moves += moved
+            measured.steps += 1
+            measured.groups += sum(map(bool, self._scheduler.groups))
+
+    # the clients
+
+    def _submit(self, position: int | None = None) -> None:
+        """`position`: of a first request among the streams, which gives it a length of its own."""
+        load = self._load
+        if load.requests is not None and self._submitted >= load.requests:
+            return
+        output = load.output
+        if position is not None:
+            output = max(1, output * (position + 1) // self._streams)
+        self._add(load.prompt, output)
+        self._submitted += 1
+
+    def _add(self, prompt: int, output: int) -> int:
+        sequence = self._scheduler.take_id()
+        self._scheduler.add(sequence, prompt, output)
+        self._requests[sequence] = _Request(sequence, output)
+        return sequence
+
+    def _submit_long(self) -> None:
+        self._long_since = self._now
+        self._long = self._add(self._load.long_prompt, 1)
+
+    def _emit(self, sequence: int) -> None:
+        """A token has come."""
+        request = self._requests.get(sequence)
+        if request is None:  # cancelled meanwhile
+            return
+        self._note_gap(request)
+        self._made += 1
+        self.total_tokens += 1
+        request.last = self._now
+        request.to_make -= 1
+        if not request.to_make:
+            del self._requests[sequence]
+            self._scheduler.finish(sequence)
+            if sequence != self._long:
+                self._submit()
+
+    def _note_gap(self, request: _Request) -> None:
+        gap = None if request.last is None else self._now - request.last
+        if self._measured is not None:
+            self._measured.tokens += 1
+            if gap is not None:
+                self._measured.gaps.append(gap)
+        if self._long_since is None or self.long_wait is not None:
+            return
+        if gap is not None:
+            self.gaps_meanwhile.append(gap)
+        if request.sequence == self._long:
+            self.long_wait = self._now - self._long_since
+
+
+def ideal_rate(stages: Sequence[StageTimes], streams: int, prompt: int, output: int) -> float:
+    """Tokens per second that nothing can exceed: whole groups, no overhead, latency or waiting for each other.
+
+    The better of two bounds for each number of groups: a trip through all stages, and the busiest stage at work
+    for all streams, which also prefills `prompt` - 1 tokens, at its best, for every `output` tokens.
+    """
+    best = 0.0
+    for groups in range(1, streams + 1):
+        small, larger = divmod(streams, groups)
+        trip = sum(stage.decode(small + bool(larger)) for stage in stages)
+        best = max(best, streams / max(trip, *(_work(s, streams, groups) for s in stages)))
+    prefill = max(stage.prefill(prompt - 1) if prompt > 1 else 0.0 for stage in stages)
+    return 1 / (1 / best + prefill / output) if prefill else best
+
+
+def _work(stage: StageTimes, streams: int, groups: int) -> float:
+    """Seconds of one stage for a token of every stream."""
+    small, larger = divmod(streams, groups)
+    return larger * stage.decode(small + 1) + (groups - larger) * stage.decode(small)
