@@ -37,7 +37,7 @@ class ForwardLimits:
     """Bounds of one forwarding port; seconds and bytes."""
 
     max_body_bytes: int
-    # Under way together, uploads included.  Rank 0 serves fewer: what is beyond it waits or is refused there.
+    # Under way at rank 0 together.  Uploads don't count: they are bounded as connections and in bytes.
     max_requests: int = 256
     connect_timeout_s: float = 2.0
     write_timeout_s: float = 30.0  # rank 0 takes no bytes
@@ -74,30 +74,40 @@ class Forwarder:
             await send({"type": "websocket.close", "code": 1000})
             return
         try:
+            self._check_place()
+            # Rank 0 is asked once the whole body is here: a slow client holds no place and no connection.
+            body = await self._body(Headers(scope=scope), receive)
             with self._place():
-                await self._forward(scope, receive, send)
+                await self._forward(scope, body, receive, send)
         except ApiError as error:
             refusal = await respond(Request(scope), error)
             await refusal(scope, receive, send)
         except ClientDisconnect:
             return
 
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        """One of the places for requests under way; taken before anything of the body is read."""
+    def _check_place(self) -> None:
         if self._under_way >= self._max_requests:
             raise Overloaded(f"{self._max_requests} requests are under way on this node.")
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the places for requests under way."""
+        self._check_place()
         self._under_way += 1
         try:
             yield
         finally:
             self._under_way -= 1
 
-    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Rank 0 is asked only once the whole body is here: a slow client holds no connection there.
-        headers = Headers(scope=scope)
-        has_body = "content-length" in headers or "transfer-encoding" in headers
-        body = await self._bodies.read(headers, receive) if has_body else None
+    async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
+        """The whole body; None where there is none, not even an empty one."""
+        if "content-length" in headers or "transfer-encoding" in headers:
+            return await self._bodies.read(headers, receive)
+        return None
+
+    async def _forward(
+        self, scope: Scope, body: bytes | None, receive: Receive, send: Send
+    ) -> None:
         response = await unless_disconnected(receive, self._ask(scope, body))
         try:
             await unless_disconnected(receive, relay(response, send))

@@ -230,8 +230,8 @@ async def test_a_client_that_leaves_a_quiet_stream_cancels_upstream() -> None:
 HALF_A_REQUEST = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nhalf"
 
 
-async def test_unfinished_uploads_hold_no_connection_to_rank_0() -> None:
-    async with node() as (upstream, client, _):
+async def test_unfinished_uploads_hold_no_place_and_no_connection_to_rank_0() -> None:
+    async with node(replace(LIMITS, max_requests=1)) as (upstream, client, _):
         host, port = client.base_url.host, client.base_url.port
         slow = [await asyncio.open_connection(host, port) for _ in range(20)]
         for _, writer in slow:
