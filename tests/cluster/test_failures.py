@@ -24,7 +24,6 @@ from tests.cluster.conftest import Start
 from tests.cluster.harness import (
     ANSWER_DEADLINE,
     HOST,
-    MODEL,
     Cluster,
     Ports,
     Spec,
@@ -33,7 +32,6 @@ from tests.cluster.harness import (
     taken,
     wait_until,
 )
-from tests.cluster.prompts import prompt
 from tests.cluster.tiny import make_folder, tokenizer
 from tests.pipeline.hub_server import serve_hub
 from tests.pipeline.tiny_models import LLAMA, make_model, write_folder
@@ -78,23 +76,13 @@ def _edit(**changes: Any) -> Callable[[Path], Any]:
     return edit
 
 
-def _truncate(folder: Path) -> None:
-    file = max(folder.glob("model-*.safetensors"))
-    file.write_bytes(file.read_bytes()[:-100])
-
-
+# At each moment of a start; every other damage has its sentence from tests/pipeline/test_checkpoint.py.
 DAMAGES = {
     "no folder": Damage(shutil.rmtree, ("model",)),
-    "no config": Damage(lambda folder: (folder / "config.json").unlink(), ("config.json",)),
-    "broken config": Damage(
-        lambda folder: (folder / "config.json").write_text('{"model_type": "llama",'),
-        ("config.json",),
-    ),
     "unknown architecture": Damage(_edit(model_type="frobnicator"), ("frobnicator",)),
     "missing shard": Damage(
         lambda folder: (folder / "model-layer2.safetensors").unlink(), ("model-layer2.safetensors",)
     ),
-    "truncated shard": Damage(_truncate, ("safetensors",)),
     "wrong shapes": Damage(_edit(hidden_size=128), ("shape",)),
     "no tokenizer": Damage(
         lambda folder: [file.unlink() for file in folder.glob("token*")], ("tokenizer",)
@@ -111,8 +99,8 @@ def test_a_broken_model(start: Start, model: Path, tmp_path: Path, name: str) ->
     assert_ends(cluster, EXIT_STARTUP, *DAMAGES[name].says)
 
 
-def test_too_little_memory(start: Start) -> None:
-    cluster = start(Spec(ranks=2, node={"memory": "100MB"}))
+def test_too_little_memory(start: Start, model: Path) -> None:
+    cluster = start(Spec(ranks=2, models=folder_model(model), node={"memory": "100KB"}))
     assert_ends(cluster, EXIT_STARTUP, "memory", "n0")
 
 
@@ -120,12 +108,12 @@ def test_too_little_memory(start: Start) -> None:
 def test_a_port_in_use(start: Start, tmp_path: Path, model: Path, which: str) -> None:
     ports = Ports.free(2, 2)
     inference, frames, health = ports.nodes[1]
-    port = {
-        "gateway": ports.gateway,
-        "coordinator": ports.coordinator,
-        "inference": inference,
-        "frames": frames,
-        "health": health,
+    key, port = {
+        "gateway": ("api_gateway.port", ports.gateway),
+        "coordinator": ("coordinator.port", ports.coordinator),
+        "inference": ("nodes.n1.ports", inference),
+        "frames": ("n1", frames),
+        "health": ("nodes.n1.ports", health),
     }[which]
     with ExitStack() as stack:
         stack.enter_context(socket.create_server((HOST, port)))
@@ -134,41 +122,29 @@ def test_a_port_in_use(start: Start, tmp_path: Path, model: Path, which: str) ->
         status = cluster.start().wait_ended(FAILURE_DEADLINE)
     assert status == EXIT_STARTUP, cluster.log
     assert len(errors(cluster)) == 1, cluster.log
-    assert str(port) in errors(cluster)[0]
+    assert key in errors(cluster)[0]
+    assert re.search(rf"port {port}\b.* already in use", errors(cluster)[0])
     assert "Traceback" not in cluster.log
     cluster.assert_nothing_left()
 
 
-CONFIG_MISTAKES = {
-    "unknown key": (("api_gateway.prot=1",), ("api_gateway.prot", "port")),
-    "bad value": (("scheduler.max_batch_size=many",), ("scheduler.max_batch_size", "many")),
-    "unknown model": (("default_model=smollm3",), ("default_model", "smollm3")),
-}
-
-
-@pytest.mark.parametrize("name", CONFIG_MISTAKES)
-def test_a_mistake_in_the_configuration(start: Start, name: str) -> None:
-    settings, says = CONFIG_MISTAKES[name]
-    assert_ends(start(Spec(ranks=2, settings=settings)), EXIT_STARTUP, *says)
-
-
-def sharding(*ranges: tuple[int, int]) -> dict[str, Any]:
-    shards = {f"node_{node}": {"layers": list(layers)} for node, layers in enumerate(ranges)}
-    return {"default_model": MODEL, "models": {MODEL: {"source": "demo", "sharding": shards}}}
+def test_a_mistake_in_the_configuration(start: Start) -> None:
+    cluster = start(Spec(ranks=2, settings=("api_gateway.prot=1",)))
+    assert_ends(cluster, EXIT_STARTUP, "api_gateway.prot", "port")
 
 
 SHARDING_MISTAKES = {
-    "a gap": ([(0, 9), (11, 29)], ("sharding", "10")),
-    "too many layers": ([(0, 9), (10, 30)], ("30",)),
-    "too few layers": ([(0, 9), (10, 28)], ("28", "29")),
-    "too few nodes": ([(0, 29)], ("sharding", "n1")),
+    "too many layers": ([(0, 2), (3, 6)], ("6",)),
+    "too few nodes": ([(0, 5)], ("sharding", "n1")),
 }
 
 
 @pytest.mark.parametrize("name", SHARDING_MISTAKES)
-def test_wrong_ranges_are_refused(start: Start, name: str) -> None:
+def test_wrong_ranges_are_refused(start: Start, model: Path, name: str) -> None:
     ranges, says = SHARDING_MISTAKES[name]
-    assert_ends(start(Spec(ranks=2, models=sharding(*ranges))), EXIT_STARTUP, *says)
+    sharding = {f"node_{node}": {"layers": list(layers)} for node, layers in enumerate(ranges)}
+    cluster = start(Spec(ranks=2, models=folder_model(model, sharding=sharding)))
+    assert_ends(cluster, EXIT_STARTUP, *says)
 
 
 def one_rank_differs(folder: Path, shell: str) -> tuple[str, ...]:
@@ -183,7 +159,6 @@ def one_rank_differs(folder: Path, shell: str) -> tuple[str, ...]:
     ("shell", "says"),
     [
         ("export MLXC_CLUSTER__NAME=other", ("configured differently in cluster", "n0", "n1")),
-        ("export MLXC_NODES__N0__SPEED=2", ("configured differently in nodes",)),
         ("export MLXC_MODELS__M__SOURCE=/nowhere", ("n1", "/nowhere")),
     ],
 )
@@ -261,11 +236,9 @@ def test_a_stop_while_it_loads_is_orderly(start: Start, model: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("victim", [0, 1, 2])
-def test_a_killed_rank_ends_the_stream_and_the_job(
-    start: Start, demo_model: Path, victim: int
-) -> None:
-    cluster = start(Spec(ranks=3)).wait_ready()
-    body = cluster.body(prompt(demo_model, 20), 2000, stream=True)
+def test_a_killed_rank_ends_the_stream_and_the_job(start: Start, model: Path, victim: int) -> None:
+    cluster = start(Spec(ranks=3, models=folder_model(model))).wait_ready()
+    body = cluster.body([5, 6, 7], 1000, stream=True)
     received: list[str] = []
     with cluster.http.stream("POST", "/v1/completions", json=body) as stream:
         try:
@@ -293,19 +266,25 @@ def assert_fails(cluster: Cluster, body: dict[str, Any]) -> None:
         assert answer.status_code >= 500
 
 
+def thaw(cluster: Cluster, frozen: int) -> None:
+    """Let the rank end, too; not before rank 0 has said why it ended."""
+    wait_until(lambda: not is_running(cluster.pids[0]), "rank 0 has ended", FAILURE_DEADLINE)
+    with suppress(ProcessLookupError):
+        os.kill(frozen, signal.SIGCONT)
+
+
 def test_a_frozen_rank_is_found_by_its_silence(start: Start, model: Path) -> None:
     """SIGSTOP: no connection is closed, only heartbeats and the step deadline tell."""
-    settings = ("network.step_timeout=3",)
+    settings = ("network.step_timeout=2",)
     cluster = start(Spec(ranks=3, models=folder_model(model), settings=settings)).wait_ready()
     frozen = cluster.pids[1]
     os.kill(frozen, signal.SIGSTOP)
     try:
         assert_fails(cluster, cluster.body([5, 6, 7], 50))
     finally:
-        if psutil.pid_exists(frozen):
-            os.kill(frozen, signal.SIGCONT)
+        thaw(cluster, frozen)
     assert cluster.wait_ended(FAILURE_DEADLINE) not in (0, EXIT_STARTUP), cluster.log
-    assert re.search(r"\bs\b|silent|3 s", errors(cluster)[0])
+    assert re.search(r"for \d+ s|silent", errors(cluster)[0])
     cluster.assert_nothing_left()
 
 
@@ -321,15 +300,14 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_rank_that_hangs_inside_a_collective_is_found(start: Start, wide_model: Path) -> None:
     """Rank 0 waits in MLX for a frozen neighbour to take a tensor: only another thread can tell."""
-    settings = ("network.step_timeout=5", "scheduler.prefill_chunk_tokens=4096")
+    settings = ("network.step_timeout=3", "scheduler.prefill_chunk_tokens=4096")
     cluster = start(Spec(ranks=2, models=folder_model(wide_model), settings=settings)).wait_ready()
     frozen = cluster.pids[1]
     os.kill(frozen, signal.SIGSTOP)
     try:
-        assert_fails(cluster, cluster.body([n % 90 for n in range(10_000)], 5))
+        assert_fails(cluster, cluster.body([n % 90 for n in range(5000)], 5))
     finally:
-        if psutil.pid_exists(frozen):
-            os.kill(frozen, signal.SIGCONT)
+        thaw(cluster, frozen)
     assert cluster.wait_ended(FAILURE_DEADLINE) == EXIT_LOST, cluster.log
     assert "network.step_timeout" in errors(cluster)[0]
     cluster.assert_nothing_left()
