@@ -11,7 +11,8 @@ with trip = work every delay of one group is a delay of all: rings whose times v
 
     cycle(G) = (trip^p + work^p)^(1/p)  with p = 1/v
 
-so a group or two more than there are stages pay where they are cheap.
+so a group or two more than there are stages pay where they are cheap.  Prefill that goes on beside, P seconds
+in a cycle, adds to the work, and to the trip where it is in a group's way: P/G of it.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ FLATNESS, LIKENESS = 0.2, 5.0
 
 SMALLEST_CHUNK = 8  # tokens
 ALIGNED = 32  # larger chunks are a multiple of it
+MOST_PREFILL = 0.5  # of the decoding work: a long prompt passes, the streams stay divided as they were
+MIX_MEMORY = 2048  # decoded tokens after which what was prefilled beside them counts half
 CHUNK_MEMORY = 256  # tokens of prefill after which an observation counts half
 MARGIN = 0.8  # of the bound on inter-token time that is planned for; the rest is for noise
 
@@ -85,6 +88,9 @@ class Pacing:
         self._current = 1
         self._costs: list[float] = []  # by number of groups: cycle over the best one, running means
         self._compared = 0  # sequences when these began
+        self._decoded = self._prefill = (
+            0.0  # tokens, and seconds of the slowest stage: decaying sums
+        )
         self._chunks = 0  # observed
         self._chunk_tokens = self._chunk_seconds = 0.0  # decaying sums
 
@@ -109,6 +115,9 @@ class Pacing:
         mean.last = self._count
         self._lines = None
         self._forget()
+        weight = 0.5 ** (batch / MIX_MEMORY)
+        self._decoded = weight * self._decoded + batch
+        self._prefill *= weight
 
     def _compare_stages(self, seconds: tuple[float, ...]) -> None:
         """Learn how the stages share the work, and how much that varies from step to step."""
@@ -175,14 +184,20 @@ class Pacing:
         lines = self._fit()
         if lines is None:
             return ()
+        _, (fixed, slope) = lines
+        work = min(self.stages, sequences) * fixed + sequences * slope
+        prefill = min(sequences * self._prefill / self._decoded, MOST_PREFILL * work)
+        return tuple(self._cycle(sequences, groups, prefill) for groups in range(1, most + 1))
+
+    def _cycle(self, sequences: int, groups: int, prefill: float) -> float:
+        """With `prefill` seconds of other work in each cycle; 0 before any fit."""
+        lines = self._fit()
+        if lines is None:
+            return 0.0
         total, slowest = lines
-        power = 1 / self.noise
-        found = []
-        for groups in range(1, most + 1):
-            trip = total[0] + total[1] * -(-sequences // groups)
-            work = groups * slowest[0] + sequences * slowest[1]
-            found.append(_smooth_max(trip, work, power))
-        return tuple(found)
+        trip = total[0] + total[1] * -(-sequences // groups) + prefill / groups
+        work = groups * slowest[0] + sequences * slowest[1] + prefill
+        return _smooth_max(trip, work, 1 / self.noise)
 
     def groups(self, sequences: int) -> int:
         """The number of micro-batches, at most two for each stage: more steps are never in flight."""
@@ -249,6 +264,7 @@ class Pacing:
         self._chunks += 1
         if self._chunks == 1:
             return
+        self._prefill += max(seconds)
         stall = sum(seconds) + max(seconds)
         rate = self.stall_per_token
         if rate is not None:
@@ -274,8 +290,7 @@ class Pacing:
         rate = self.stall_per_token
         if not rate:
             return min(most, SMALLEST_CHUNK)
-        choice = self.choice
-        decoding = choice.cycles[choice.groups - 1] if len(choice.cycles) >= choice.groups else 0.0
+        decoding = self._cycle(self.choice.sequences, self.choice.groups, prefill=0.0)
         tokens = max(0.0, MARGIN * bound - decoding) / rate
         if tokens >= most:
             return most
