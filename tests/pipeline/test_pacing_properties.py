@@ -1,0 +1,192 @@
+"""What holds for Pacing whatever it is told, and the prefill chunks that it sizes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.pacing import CHUNK_MEMORY, MARGIN, SMALLEST_CHUNK, Pacing
+from pipeline.scheduler import PrefillChunk
+from tests.pipeline.scheduler_driver import Driver, limits
+
+Event = tuple[str, int, list[float]]
+
+TIMES = st.lists(st.floats(0.0, 10.0), min_size=8, max_size=8)
+EVENTS = st.lists(st.tuples(st.sampled_from(["decode", "prefill"]), st.integers(1, 64), TIMES))
+
+
+def told(stages: int, events: list[Event]) -> Pacing:
+    pacing = Pacing(stages)
+    for kind, size, times in events:
+        seconds = tuple(times[:stages])
+        if kind == "decode":
+            pacing.observe(size, seconds)
+        else:
+            pacing.observe_prefill(size, seconds)
+    return pacing
+
+
+@given(st.integers(1, 8), EVENTS, st.lists(st.integers(0, 100), min_size=1))
+@settings(deadline=None)
+def test_any_times_lead_to_a_choice_that_can_be_shown(
+    stages: int, events: list[Event], loads: list[int]
+) -> None:
+    pacing = told(stages, events)
+    for sequences in loads:
+        groups = pacing.groups(sequences)
+        choice = pacing.choice
+        assert 1 <= groups <= max(1, min(2 * stages, sequences))
+        assert (choice.groups, choice.sequences) == (groups, sequences)
+        assert choice.reason
+        assert all(cycle >= 0 for cycle in choice.cycles)
+        assert (choice.fixed is None) == (choice.slope is None) == (not choice.cycles)
+        assert not choice.cycles or len(choice.cycles) >= groups
+
+
+@given(st.integers(1, 8), EVENTS, st.floats(1e-3, 10), st.floats(0, 10), st.integers(1, 600))
+@settings(deadline=None)
+def test_a_chunk_is_never_empty_nor_larger_than_allowed_and_grows_with_the_bound(
+    stages: int, events: list[Event], bound: float, more: float, most: int
+) -> None:
+    pacing = told(stages, events)
+    pacing.groups(4)
+    chunk = pacing.chunk(bound, most)
+    assert min(most, SMALLEST_CHUNK) <= chunk <= most
+    assert pacing.chunk(bound + more, most) >= chunk
+
+
+@given(
+    stages=st.integers(1, 8),
+    fixed=st.floats(0, 0.01),
+    each=st.floats(1e-5, 1e-2),
+    bound=st.floats(0.3, 5),
+    first=st.integers(1, 512),
+)
+@settings(deadline=None)
+def test_chunks_settle_where_they_use_the_bound(
+    stages: int, fixed: float, each: float, bound: float, first: int
+) -> None:
+    """Whatever size comes first: their stall comes to the planned share of the bound, or size to its limits."""
+    pacing = Pacing(stages)
+    chunk = first
+    for _ in range(200):
+        pacing.observe_prefill(chunk, (fixed + each * chunk,) * stages)
+        chunk = pacing.chunk(bound, 512)
+    stall = (stages + 1) * (fixed + each * chunk)
+    if chunk > SMALLEST_CHUNK:
+        assert stall <= MARGIN * bound * 1.01
+    if chunk < 512:
+        larger = (stages + 1) * (fixed + each * (1.3 * chunk + 2))
+        assert larger >= MARGIN * bound
+
+
+def test_before_prefill_was_measured_chunks_are_small() -> None:
+    pacing = Pacing(2)
+    assert pacing.chunk(1.0, 512) == SMALLEST_CHUNK
+    pacing.observe_prefill(4, (9.0, 9.0))  # the first one compiles
+    assert pacing.chunk(1.0, 512) == SMALLEST_CHUNK
+    pacing.observe_prefill(100, (0.1, 0.1))
+    assert pacing.chunk(1.0, 512) == 256  # 0.8 s, at 3 ms for each token
+
+
+def test_decoding_takes_its_part_of_the_bound() -> None:
+    pacing = Pacing(2)
+    for _ in range(2):
+        pacing.observe_prefill(100, (0.1, 0.1))
+        for batch in (1, 4):
+            pacing.observe(batch, (0.1, 0.1))
+    assert pacing.groups(1) == 1
+    assert pacing.chunk(1.0, 512) == 192  # 0.2 s of 0.8 for the trip
+
+
+def test_a_pause_of_the_machine_does_not_stop_prefill() -> None:
+    pacing = Pacing(2)
+    for _ in range(10):
+        pacing.observe_prefill(100, (0.1, 0.1))
+    pacing.observe_prefill(100, (60.0, 60.0))
+    assert pacing.chunk(1.0, 512) >= 128
+    for _ in range(10 * CHUNK_MEMORY // 100):
+        pacing.observe_prefill(100, (0.1, 0.1))
+    assert pacing.chunk(1.0, 512) == 256
+
+
+def test_a_pause_of_the_machine_moves_no_sequences() -> None:
+    pacing = Pacing(3)
+    for _ in range(20):
+        for batch in (1, 2, 4, 12):
+            pacing.observe(batch, (0.010,) * 3)
+            pacing.groups(12)
+    assert pacing.choice.groups == 1
+    pacing.observe(12, (5.0, 5.0, 5.0))
+    assert pacing.groups(12) == 1
+
+
+def test_a_single_size_is_left_for_a_moment_to_learn_a_slope() -> None:
+    pacing = Pacing(3)
+    chosen = []
+    for _ in range(60):
+        groups = pacing.groups(9)
+        chosen.append(groups)
+        pacing.observe(-(-9 // groups), (0.010,) * 3)
+    assert chosen[0] == 3
+    assert 5 in chosen  # 2 instead of 3 sequences in each
+    assert chosen[-1] == 1  # T is flat
+
+
+def test_what_others_have_decided_is_shown_beside_what_was_measured() -> None:
+    pacing = Pacing(3)
+    for batch in (1, 4, 1, 4):
+        pacing.observe(batch, (0.01 * batch,) * 3)
+    pacing.groups(12)
+    assert pacing.settle(12, 2, "it was configured") == 2
+    choice = pacing.choice
+    assert (choice.groups, choice.reason) == (2, "it was configured")
+    assert choice.slope == pytest.approx(0.01, rel=0.1)
+
+
+# in the scheduler
+
+
+@given(
+    stages=st.integers(1, 4),
+    seconds=st.floats(1e-4, 0.05),
+    bound=st.floats(0.01, 1.0),
+    prompts=st.lists(st.integers(1, 300), min_size=1, max_size=8),
+)
+@settings(deadline=None, max_examples=50)
+def test_every_request_ends_whatever_the_bound(
+    stages: int, seconds: float, bound: float, prompts: list[int]
+) -> None:
+    driver = Driver(limits(stages=stages, prefill_chunk=64, inter_token=bound))  # type: ignore[arg-type]
+    for prompt in prompts:
+        driver.add(prompt, 6)
+    for _ in range(3000):
+        while driver.choose() is not None:
+            pass
+        if not driver.flying:
+            break
+        work = driver.flying[0].work
+        tokens = work.end - work.start if isinstance(work, PrefillChunk) else 1
+        driver.absorb((seconds * tokens,) * stages)
+    assert not driver.budget
+    driver.drain()
+
+
+@pytest.mark.parametrize(
+    ("groups", "batchable", "word"), [(2, True, "scheduler.groups"), (None, False, "one")]
+)
+def test_the_reason_names_what_decides(groups: int | None, batchable: bool, word: str) -> None:
+    driver = Driver(limits(groups=groups, batchable=batchable))
+    for _ in range(4):
+        driver.add(prompt=1, max_tokens=20)
+    for _ in range(8):
+        driver.turn()
+    assert word in driver.scheduler.pacing.choice.reason
+
+
+def test_without_running_streams_chunks_are_whole() -> None:
+    driver = Driver(limits(prefill_chunk=64, inter_token=0.01))  # type: ignore[arg-type]
+    driver.add(prompt=200)
+    chunks = [plan.work for plan in iter(driver.choose, None)]
+    assert chunks[0] == PrefillChunk(0, 0, 64)
