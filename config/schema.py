@@ -301,7 +301,10 @@ def _check_ports(config: Config) -> None:
     for node in config.nodes.values():
         path = ("nodes", node.name, "ports")
         for port in node.ports:
-            other = shared.get(port) or users.get((node.address, port))
+            if port in shared:
+                # Blamed is the one that --port sets: most often it is the later one.
+                raise InvalidSetting(shared[port], f"{format_key(path)} has port {port} already")
+            other = users.get((node.address, port))
             if other is not None:
                 raise InvalidSetting(path, f"{format_key(other)} has port {port} already")
             users[node.address, port] = path

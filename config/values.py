@@ -20,10 +20,12 @@ from pydantic import (
 T = TypeVar("T")
 
 Flag = Annotated[bool, Strict()]
-Count = Annotated[int, Strict(), Field(ge=1)]
-Index = Annotated[int, Strict(), Field(ge=0)]
+# No number of anything here comes near to 32 bits, and the coordinator's messages have no more.
+Count = Annotated[int, Strict(), Field(ge=1, le=2**31 - 1)]
+Index = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]
 Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
-Seconds = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
+# From a millisecond, below which a loop would only spin, to some thirty years.
+Seconds = Annotated[float, Strict(), Field(ge=0.001, le=1e9)]
 Share = Annotated[float, Strict(), Field(gt=0, le=1)]
 Factor = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Strict(), Field(min_length=1)]

@@ -87,6 +87,8 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         raise ConfigError(f"{place}: not valid YAML: {error.problem}.") from error
     except yaml.reader.ReaderError as error:
         raise ConfigError(f"{source}: not valid YAML: {error.reason}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: not valid YAML: nested too deeply.") from error
 
 
 def _leaves_of(node: yaml.Node, path: Path, source: str) -> Iterator[Leaf]:

@@ -259,7 +259,7 @@ def test_a_file_that_is_not_text(folder):
         ({"": 9}, "'' is not a dotted key such as api_gateway.port."),
         (
             {"scheduler.max_batch_size": 4, "api_gateway.timeout": -1},
-            "runtime: api_gateway.timeout = -1: should be greater than 0.",
+            "runtime: api_gateway.timeout = -1: should be greater than or equal to 0.001.",
         ),
     ],
 )
@@ -269,3 +269,16 @@ def test_changes_that_are_refused(folder, changes, expected):
         started.change(changes)
     assert str(raised.value) == expected
     assert started == load(folder, {})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("coordinator.health_check_interval=1e-9", "greater than or equal to 0.001"),
+        ("coordinator.health_check_interval=.inf", "less than or equal to 1000000000"),
+        ("coordinator.failure_threshold=99999999999", "less than or equal to 2147483647"),
+        ("cluster.ranks=" + "[" * 5000, "nested too deeply"),
+    ],
+)
+def test_values_that_no_loop_or_message_can_have_are_refused(folder, change, reason):
+    assert reason in sentence(folder, overrides=[change])
