@@ -9,16 +9,17 @@ import time
 from importlib.metadata import version
 
 import structlog
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from config import Settings
 from pipeline.engine import Engine
 from pipeline.errors import LinkTimeout
 from pipeline.plan.resources import prefill_chunk
-from pipeline.rank import Placement, max_model_len
+from pipeline.rank import Placement
 from pipeline.request import GenerationRequest, SamplingParams
 from pipeline.scheduler import Scheduler
 from server.api import ServedModel, Service, create_app
-from server.api.defaults import read_defaults
+from server.api.defaults import SamplingDefaults, read_defaults
 from server.api.tokenizer import load_tokenizer
 from server.closing import close_all
 from server.node.cluster_routes import ClusterView, EngineStats, cluster_routes, fault_of
@@ -49,6 +50,8 @@ class Leader:
         self._settings, self._placement = settings, placement
         self._meeting = placement.meeting
         self._engine: Engine | None = None
+        self._tokenizer: TokenizerWrapper | None = None
+        self._defaults = SamplingDefaults()
         self._warm = False
         self._stopping = False
         self._servers: HttpServers | None = None
@@ -76,7 +79,11 @@ class Leader:
         self._health = health_app(view)
 
     async def start(self) -> None:
-        """Open all ports; the API answers 503 until the model is there."""
+        """Load the tokenizer and open all ports; the API answers 503 until the model is there.
+
+        Raises CheckpointError too: a broken tokenizer or template is told before any weights are read.
+        """
+        self._tokenizer, self._defaults = await asyncio.to_thread(self._text_side)
         gateway, node = self._settings.config.api_gateway, self._meeting.node
         self._servers = await start_servers(
             [
@@ -90,10 +97,10 @@ class Leader:
         await self._coordinator.start(host, coordinator.port)
 
     async def serve(self, engine: Engine | None, client: CoordinatorClient) -> None:
-        """Load the tokenizer, wait for all ranks, run the pipeline once, then say that requests are welcome."""
+        """Wait for all ranks, run the pipeline once, then say that requests are welcome."""
         assert engine is not None, "rank 0 has an engine"
         self._engine = engine
-        model = await asyncio.to_thread(self._served_model)
+        model = self._served_model(engine)
         await wait_for_others(client, READY_SECONDS)
         await _warm_up(engine)
         self._service.model, self._service.generator = model, engine
@@ -109,21 +116,26 @@ class Leader:
         coordinator = self._coordinator.stop(COORDINATOR_SECONDS / 2)
         await close_all({"coordinator": coordinator}, COORDINATOR_SECONDS)
 
-    def _served_model(self) -> ServedModel:
+    def _text_side(self) -> tuple[TokenizerWrapper, SamplingDefaults]:
+        checkpoint = self._placement.checkpoint
+        trusted = self._settings.config.model.trust_remote_code
+        tokenizer = load_tokenizer(checkpoint.path, checkpoint.config, trusted)
+        return tokenizer, read_defaults(checkpoint.path)
+
+    def _served_model(self, engine: Engine) -> ServedModel:
         config, checkpoint = self._settings.config, self._placement.checkpoint
-        tokenizer = load_tokenizer(
-            checkpoint.path, checkpoint.config, config.model.trust_remote_code
-        )
+        tokenizer = self._tokenizer
+        assert tokenizer is not None, "the ports are open"
         aliases = {config.model.source} - {config.model.name}
         return ServedModel(
             id=config.model.name,
             tokenizer=tokenizer,
-            max_model_len=max_model_len(config, checkpoint) or UNKNOWN_LENGTH,
+            max_model_len=engine.max_model_len or UNKNOWN_LENGTH,
             created=int(time.time()),
             end_tokens=tuple(sorted(tokenizer.eos_token_ids)),
             vocab_size=checkpoint.vocab_size,
             aliases=tuple(sorted(aliases)),
-            defaults=read_defaults(checkpoint.path),
+            defaults=self._defaults,
         )
 
     def _readiness(self) -> str | None:

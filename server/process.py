@@ -21,7 +21,7 @@ import structlog
 
 from config import Settings
 from pipeline.engine import Engine
-from pipeline.errors import LinkTimeout
+from pipeline.errors import LinkTimeout, ModelError
 from pipeline.rank import Phase, Placement, Rank
 from server import descriptors, logs
 from server.closing import close_all
@@ -139,7 +139,7 @@ class RankProcess:
     async def _open_ports(self, role: Role) -> None:
         try:
             await role.start()
-        except (BindError, StartupFailed) as error:
+        except (BindError, ModelError, StartupFailed) as error:
             problem = str(error)
             if isinstance(error, BindError) and self.rank.placed.done():
                 problem = port_problem(self.settings.config, self.rank.placed.result(), error)
