@@ -25,14 +25,12 @@ SHARE_DECAY = 0.02  # weight of the newest step in what the stages' shares and v
 GAIN = 0.02  # more groups must promise this much less time, so that noise does not move sequences
 LOSS = 0.01  # fewer groups may cost this much more: each group adds steps, which T does not include
 FORGET = 1024  # observations after which a batch size that no longer occurs is dropped
+FORGET_ALL = 512  # times the stages: even if only one is left, as what was measured may be wrong
 PROBE = 24  # observations of a single batch size after which another one is tried
-OUTLIER = (
-    2.0  # an observation counts as at most so many times the mean: a machine pauses now and then
-)
+SETTLED = 4  # observations of a size from which on they are averaged
+OUTLIER = 2.0  # an observation counts as at most so many times the mean: machines pause
 LEAST_NOISE, MOST_NOISE = 0.04, 0.5  # v: below, the hops that T does not include would be forgotten
-MEMORY = (
-    1 / 32
-)  # weight of the newest comparison of group numbers: a request that ends moves nobody
+MEMORY = 0.03  # weight of the newest comparison of group numbers: a request that ends moves nobody
 JUMP = 0.25  # change of the number of sequences, as a share, after which comparisons start anew
 
 # Weights, times v^2, of "T is flat" and "a stage's line is its share of the whole line" in the fits: DECAY / 2,
@@ -41,7 +39,7 @@ FLATNESS, LIKENESS = 0.2, 5.0
 
 SMALLEST_CHUNK = 8  # tokens
 ALIGNED = 32  # larger chunks are a multiple of it
-MOST_PREFILL = 0.5  # of the decoding work: a long prompt passes, the streams stay divided as they were
+MOST_PREFILL = 0.5  # of the decoding work: a long prompt passes, the streams stay as they were
 MIX_MEMORY = 2048  # decoded tokens after which what was prefilled beside them counts half
 CHUNK_MEMORY = 256  # tokens of prefill after which an observation counts half
 MARGIN = 0.8  # of the bound on inter-token time that is planned for; the rest is for noise
@@ -105,7 +103,9 @@ class Pacing:
         mean = self._means.setdefault(batch, _Mean(list(seconds), self._count))
         if mean.seen == 1:
             mean.stages = list(seconds)
-        elif mean.seen > 1:
+        elif 1 < mean.seen < SETTLED:  # sequences that join make the first steps of a batch longer
+            mean.stages = list(map(min, mean.stages, seconds))
+        elif mean.seen:
             weight = max(DECAY, 1 / mean.seen)
             for stage, (old, new) in enumerate(zip(mean.stages, seconds, strict=True)):
                 mean.stages[stage] += weight * (min(new, OUTLIER * old) - old)
@@ -136,12 +136,13 @@ class Pacing:
         self._variance += SHARE_DECAY * (found - self._variance)
 
     def _forget(self) -> None:
-        """Drop stale sizes, but keep the two latest: without a line the choice would start anew."""
+        """Drop stale sizes, but keep the two latest for longer: without a line the choice starts anew."""
         stale = [b for b, m in self._means.items() if self._count - m.last >= FORGET]
         if stale:
+            longest = FORGET_ALL * self.stages
             latest = sorted(self._means, key=lambda b: self._means[b].last)[-2:]
             for batch in stale:
-                if batch not in latest:
+                if batch not in latest or self._count - self._means[batch].last >= longest:
                     del self._means[batch]
 
     @property

@@ -23,7 +23,7 @@ QUICKEST = 0.5  # of the mean: no noise makes a step faster
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds over a size: straight between the points, and beyond them along the nearest two."""
+    """Seconds over a size: straight between the points, beyond them along the nearest two or flat."""
 
     points: tuple[tuple[float, float], ...]  # at least two, by size
 
@@ -36,6 +36,8 @@ class Curve:
         right = bisect_left(self.points, size, key=lambda point: point[0])
         right = min(max(right, 1), len(self.points) - 1)
         (x0, y0), (x1, y1) = self.points[right - 1], self.points[right]
+        if y1 < y0 and not x0 <= size <= x1:
+            return y0 if size < x0 else y1
         return max(0.0, y0 + (y1 - y0) * (size - x0) / (x1 - x0))
 
 

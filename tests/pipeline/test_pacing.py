@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pipeline.pacing import FORGET, Pacing
+from pipeline.pacing import FORGET, FORGET_ALL, Pacing
 
 StepTime = Callable[[int], float]
 """Seconds of one stage for a batch size."""
@@ -172,9 +172,21 @@ def test_sizes_that_no_longer_occur_are_forgotten() -> None:
 def test_the_choice_survives_a_load_that_shows_one_size_only() -> None:
     pacing = measured(flat, 3)
     assert pacing.groups(12) == 1
-    for _ in range(2 * FORGET):
+    for _ in range(3 * FORGET_ALL - 2):
         pacing.observe(12, (0.010,) * 3)
         assert pacing.groups(12) == 1
+
+
+def test_a_wrong_measurement_does_not_last() -> None:
+    """Steps over two sequences seemed three times as long, and so each sequence goes alone."""
+    pacing = Pacing(2)
+    for _ in range(4):
+        for batch in (1, 2):
+            pacing.observe(batch, (3 * flat(batch) if batch == 2 else flat(batch),) * 2)
+    assert pacing.groups(4) == 4
+    for _ in range(4 * FORGET_ALL):
+        pacing.observe(-(-4 // pacing.groups(4)), (flat(1),) * 2)
+    assert pacing.groups(4) == 1
 
 
 def test_sizes_close_together_say_little_about_others() -> None:
