@@ -13,7 +13,7 @@ from config.keys import Path, closest, format_key
 from config.models import LayerRange, ModelConfig, Shard, is_source, unlisted_model
 from config.nodes import NodeConfig, is_wildcard, node_by_rule
 from config.section import DYNAMIC, Section
-from config.values import Auto, Count, Index, Name, Port, Seconds, Share, Size, Text
+from config.values import Auto, Count, Flag, Index, Name, Port, Seconds, Share, Size, Text
 
 Named = TypeVar("Named", NodeConfig, ModelConfig)
 
@@ -134,6 +134,11 @@ class NetworkConfig(Section):
         default="native",
         description="How hidden states travel between stages: native, as the model computes them; "
         "float16, bfloat16 or int8 (a scale for every 64 values), smaller and less exact, for slow links.",
+    )
+    early_receive: Auto[Flag] = Field(
+        default=None,
+        description="Begin a step when its input is announced instead of when it is there: saves time per hop, "
+        "but a core spins while the stage before computes; auto: where MLX computes on a GPU.",
     )
     keepalive_interval: Seconds = Field(
         default=5.0, description="Seconds between two TCP keep-alive probes on an idle frame link."

@@ -280,6 +280,7 @@ class Rank:
             timeout,
             network.activation_format,
             placement.memory_bytes,
+            _begins_early(network.early_receive),
         )
         kv_tokens = self._agree_on_loaded(ring, self._kv_tokens(placement))
         if ring.rank == 0:
@@ -372,6 +373,11 @@ class Rank:
             raise EngineStopped(f"stopped while {what}")
         self.activity = what
         self.load_progress = done / total if total else 1.0
+
+
+def _begins_early(configured: bool | None) -> bool:
+    """Where MLX computes on a GPU, its CPU has nothing better to do than to spin."""
+    return mx.default_device() == mx.Device(mx.gpu) if configured is None else configured
 
 
 def max_model_len(config: Config, checkpoint: Checkpoint) -> int | None:

@@ -7,7 +7,6 @@ other rank `serve` takes the steps from the frame link.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +45,7 @@ class WorkerStats:
 
     steps: int = 0
     last_step: float | None = None  # time.monotonic()
-    busy_since: float | None = None  # time.monotonic() since when it computes or exchanges tensors
+    hung_at: float | None = None  # time.monotonic() by when what it does has to end; None: idle
     compute_seconds: float = 0.0
     wait_seconds: float = 0.0
     sequences: int = 0  # that run; not those retained for later prompts
@@ -70,11 +69,13 @@ class Worker:
         step_timeout: float,
         activations: ActivationFormat = "native",
         memory_bytes: int = 0,
+        early: bool = False,
     ) -> None:
         """`sampler`: on the last rank only.  `step_timeout`: seconds that each stage may take for a step.
 
         `activations`: how this stage's output travels.  `memory_bytes`: this rank's share, which it is to keep
-        to; 0: as much as it wants.
+        to; 0: as much as it wants.  `early`: post receives, and begin a step, when its input is announced, not
+        only when it is there.  That hides the time to get work to a GPU, and costs a spinning core meanwhile.
         """
         self._stage, self._loops = stage, loops
         self._ring, self._links = ring, links
@@ -82,6 +83,7 @@ class Worker:
         self._timeout = step_timeout
         self._activations = activations
         self.memory_bytes = memory_bytes
+        self._early = early
         self._next = (ring.rank + 1) % ring.size
         self._previous = (ring.rank - 1) % ring.size
         self.sequences = StageSequences(stage.make_cache)
@@ -89,6 +91,7 @@ class Worker:
         mx.reset_peak_memory()  # loading is no sign of what steps take
         self.timeline: Timeline | None = None  # set it to record one
         self._began = self._computed = 0.0  # time.monotonic() of the step at hand
+        self._waited = 0.0  # seconds of it
         self._unsettled: dict[int, int] = {}  # by group: decode steps since its caches were settled
 
     # the loop of every rank but the first
@@ -125,7 +128,8 @@ class Worker:
 
         Returns the result if this was the last stage; otherwise the step has gone on to the next rank.
         """
-        self.stats.busy_since = self._began = time.monotonic()
+        self._began, self._waited = time.monotonic(), 0.0
+        self.stats.hung_at = self._began + self._timeout
         if step.loop == 0:
             self._change(step)
         result = self._pass_on(step) if step.work is None else self._forward(step, step.work)
@@ -133,7 +137,7 @@ class Worker:
             self._mark("send", self._computed, step)
         self.stats.steps += 1
         self.stats.last_step = time.monotonic()
-        self.stats.busy_since = None
+        self.stats.hung_at = None
         self.stats.sequences = self.sequences.live
         if self.stats.steps % CLEAR_STEPS == 0:
             mx.clear_cache()
@@ -210,11 +214,8 @@ class Worker:
         outbound = self._require_links().outbound
         specs, arrays = pack(*flatten(output), self._activations)
         outbound.send(self._announcement(step, specs), self._timeout)
-        before = self._await_input(step, expected)
-        self._make_room(step)
-        took = self._compute(step, arrays, also, send=arrays)
-        ready = Ready(step.id, (*before.seconds, took), max(before.memory, self._memory_used()))
-        outbound.send(ready, self._timeout)
+        before = self._evaluate(step, expected, arrays, also, send=True)
+        outbound.send(before, self._timeout)
 
     def _announcement(self, step: Step, specs: tuple[TensorSpec, ...]) -> Step:
         if self._next == 0:  # round again: rank 0 has applied the changes already
@@ -233,32 +234,89 @@ class Worker:
             raise EngineFault("a stage that is not the last one made logits")
         if isinstance(work, Prefill):
             # Without evaluating the logits, neither head nor the last layer's feed-forward is computed.
-            before = self._await_input(step, expected)
-            seconds = (*before.seconds, self._compute(step, also))
-            return Result(step.id, seconds=seconds, memory=max(before.memory, self._memory_used()))
+            done = self._evaluate(step, expected, [], also)
+            return Result(step.id, seconds=done.seconds, memory=done.memory)
         sampled = self._sampler(logits[:, -1], work.sequences)
-        before = self._await_input(step, expected)
-        seconds = (*before.seconds, self._compute(step, sampled.arrays(), also))
-        memory = max(before.memory, self._memory_used())
+        done = self._evaluate(step, expected, sampled.arrays(), also)
         tokens, logprobs = sampled.record()
         asked = tuple(logprobs) if any(entry is not None for entry in logprobs) else ()
-        return Result(step.id, tuple(tokens), asked, sampled.broken(), seconds, memory)
+        return Result(step.id, tuple(tokens), asked, sampled.broken(), done.seconds, done.memory)
 
-    def _await_input(self, step: Step, expected: list[mx.array] | None) -> Ready:
-        """Wait for the previous stage's Ready and start receiving; an empty one where the step begins."""
+    def _evaluate(
+        self,
+        step: Step,
+        expected: list[mx.array] | None,
+        outputs: list[mx.array],
+        also: list[Any],
+        send: bool = False,
+    ) -> Ready:
+        """Take the input, compute; `send`: the outputs go to the next stage, each the moment it is there.
+
+        Returns what is to be told of this step: time and memory of all stages so far.
+        """
         self._mark("build", self._began, step)
-        if expected is None:
-            return Ready(step.id)
-        started, self.stats.busy_since = time.monotonic(), None
+        before = Ready(step.id)
+        early = self._early and expected is not None
+        if expected is not None:
+            if early:
+                self._ring.post(expected)
+                self._enqueue(step, outputs, also, send)
+            before = self._await_input(step, expected, early)
+        started = time.monotonic()
+        if not early:
+            started = self._enqueue(step, outputs, also, send)
+        evaluate(outputs, also)
+        self._computed = time.monotonic()
+        self._mark("compute", started, step)
+        self.stats.compute_seconds += self._computed - started
+        # All that keeps this stage from the next step, building the graph included.
+        took = self._computed - self._began - self._waited
+        memory = max(before.memory, self._memory_used())
+        return Ready(step.id, (*before.seconds, took), memory)
+
+    def _enqueue(self, step: Step, outputs: list[mx.array], also: list[Any], send: bool) -> float:
+        """Let MLX begin; when it began, after the next stage had room for more.
+
+        On a CPU this may take most of the time that computing takes.
+        """
+        if send:
+            waited = time.monotonic()
+            self._ring.make_room()
+            self._waited_since(waited, step)
+        started = time.monotonic()
+        if send:
+            self._ring.send(outputs, self._next)
+        mx.async_eval(outputs, also)  # type: ignore[no-untyped-call]
+        return started
+
+    def _await_input(self, step: Step, expected: list[mx.array], posted: bool) -> Ready:
+        """Wait for the previous stage's tensors; returns its Ready.
+
+        `posted`: their receives have been; otherwise they are when Ready says that the tensors are there.
+        """
+        started = time.monotonic()
         stages_before = step.loop * self._ring.size + self._ring.rank
-        frame: Frame = self._require_links().inbound.receive(self._timeout * stages_before)
-        self.stats.busy_since = now = time.monotonic()
-        self.stats.wait_seconds += now - started
-        self._mark("wait", started, step)
+        patience = self._timeout * stages_before
+        if posted:
+            self.stats.hung_at = started + patience + self._timeout
+            evaluate(expected)
+        else:
+            self.stats.hung_at = None  # the link has a deadline of its own
+        frame: Frame = self._require_links().inbound.receive(patience)
+        self.stats.hung_at = self._waited_since(started, step) + self._timeout
         if not isinstance(frame, Ready) or frame.step != step.id:
             raise FrameError(f"{frame!r} arrived where Ready of step {step.id} was expected")
-        self._ring.post(expected)
+        if not posted:
+            self._ring.post(expected)
         return frame
+
+    def _waited_since(self, started: float, step: Step) -> float:
+        """A wait of this step that has ended; returns now."""
+        now = time.monotonic()
+        self._waited += now - started
+        self.stats.wait_seconds += now - started
+        self._mark("wait", started, step)
+        return now
 
     def _memory_used(self) -> float:
         """The part of this rank's share that was in use at most; frees what MLX only holds back for later."""
@@ -270,24 +328,6 @@ class Worker:
         if peak + mx.get_cache_memory() > self.memory_bytes:
             mx.clear_cache()
         return peak / self.memory_bytes
-
-    def _make_room(self, step: Step) -> None:
-        """Wait for the next stage to take what it has been sent before."""
-        started = time.monotonic()
-        self._ring.make_room()
-        self._mark("wait", started, step)
-
-    def _compute(self, step: Step, *trees: list[Any], send: Sequence[mx.array] = ()) -> float:
-        """Seconds that it took.  `send` goes to the next stage, each array the moment it is computed."""
-        started = time.monotonic()
-        if send:
-            self._ring.send(send, self._next)
-        evaluate(*trees)
-        self._computed = time.monotonic()
-        took = self._computed - started
-        self._mark("compute", started, step)
-        self.stats.compute_seconds += took
-        return took
 
     def _mark(self, activity: Activity, start: float, step: Step) -> None:
         if self.timeline is not None:

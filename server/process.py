@@ -178,8 +178,8 @@ class RankProcess:
         assert worker is not None
         while True:
             await asyncio.sleep(min(deadline / 4, WATCHDOG_SECONDS))
-            since = worker.stats.busy_since
-            if since is not None and time.monotonic() - since > deadline:
+            hung_at = worker.stats.hung_at
+            if hung_at is not None and time.monotonic() > hung_at:
                 raise LinkTimeout(
                     f"a step has not ended for {deadline:g} s (network.step_timeout);"
                     " a neighbour may hang"
