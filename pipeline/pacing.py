@@ -20,6 +20,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from pipeline.chunks import ChunkSizes
+
 DECAY = 0.1  # weight of the newest observation in the running mean of its batch size
 SHARE_DECAY = 0.02  # weight of the newest step in what the stages' shares and v are taken from
 GAIN = 0.02  # more groups must promise this much less time, so that noise does not move sequences
@@ -76,6 +78,7 @@ class Pacing:
 
     def __init__(self, stages: int) -> None:
         self.stages = stages
+        self.chunks = ChunkSizes(stages)
         self.choice = Choice(0, 1, "nothing has run yet")
         self._means: dict[int, _Mean] = {}
         self._count = 0
@@ -266,6 +269,7 @@ class Pacing:
         if self._chunks == 1:
             return
         self._prefill += max(seconds)
+        self.chunks.observe(tokens, max(seconds))
         stall = sum(seconds) + max(seconds)
         rate = self.stall_per_token
         if rate is not None:

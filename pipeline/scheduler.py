@@ -150,7 +150,8 @@ class Scheduler:
             self.limits.prefix_tokens if budget.prefix_tokens is None else budget.prefix_tokens
         )
         self.drop_prefixes(self.prefixes.max_tokens)
-        return running[: self._max_running - 1 : -1] if len(running) > self._max_running else []
+        most = len(running) if budget.running is None else budget.running
+        return running[most:][::-1]
 
     def preempt(
         self, sequence: int, prompt: int, max_tokens: int, tokens: tuple[int, ...] = ()
@@ -332,9 +333,10 @@ class Scheduler:
         return self._groups.active == 0 or chunks < self.limits.stages
 
     def _next_chunk(self) -> PrefillChunk:
+        tokens = self._chunk_tokens()
         sequence = self._prefilling.popleft()
         start = sequence.prefilled
-        sequence.prefilled += min(self._chunk_tokens(), sequence.to_prefill)
+        sequence.prefilled += min(tokens, sequence.to_prefill)
         if sequence.to_prefill:
             self._prefilling.append(sequence)
         else:
@@ -344,8 +346,10 @@ class Scheduler:
         return PrefillChunk(sequence.id, start, sequence.prefilled)
 
     def _chunk_tokens(self) -> int:
-        """As many as are configured, or fewer while they would hold up running streams for too long."""
+        """As many as keep all stages at work; fewer while they would hold up running streams for too long."""
         most, bound = self.limits.prefill_chunk, self.limits.inter_token
+        if self.limits.window > 1:
+            most = self.pacing.chunks.best(sum(s.prompt for s in self._prefilling), most)
         if bound is None or not self._groups.active:
             return most
         return self.pacing.chunk(bound, most)

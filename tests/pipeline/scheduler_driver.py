@@ -103,7 +103,10 @@ class Driver:
         self.budget[successor] = left
         self.asked[successor] = self.asked[sequence]
         self.arrival[successor] = self.arrival.get(sequence, sequence)
-        self.queue.insert(0, successor)
+        if sequence in self.queue:  # it has waited for a prefix
+            self.queue.remove(sequence)
+        others_waiting = self.scheduler.waiting - 1
+        self.queue.insert(len(self.queue) - others_waiting, successor)
         return successor
 
     def answer(self, sequence: int) -> int:

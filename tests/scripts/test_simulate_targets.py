@@ -110,7 +110,7 @@ def test_the_best_number_of_groups_is_found_again_when_the_load_changes(
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
-@pytest.mark.parametrize("bound", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("bound", [0.25, 0.5])
 @pytest.mark.parametrize(
     ("stages", "fixed", "each"), [(2, 0.01, 0.0005), (3, 0.01, 0.0), (8, 0.0, 0.002)]
 )
@@ -121,7 +121,7 @@ def test_a_long_prompt_keeps_running_streams_within_the_bound(
     load = Load((Phase(8, 150),), 33, FOREVER, long_prompt=4000)
     _, unbound = simulated(stage, stages, load, noise=noise)
     _, bounded = simulated(stage, stages, load, noise=noise, bound=bound)
-    assert max(unbound.gaps_meanwhile) > 1.0  # as chunks of 512 make it
+    assert max(unbound.gaps_meanwhile) > bound  # with chunks that bring the prompt through soonest
     assert max(bounded.gaps_meanwhile) <= bound
     assert bounded.long_wait is not None
     assert unbound.long_wait is not None
