@@ -135,10 +135,11 @@ class NetworkConfig(Section):
         description="How hidden states travel between stages: native, as the model computes them; "
         "float16, bfloat16 or int8 (a scale for every 64 values), smaller and less exact, for slow links.",
     )
-    early_receive: Auto[Flag] = Field(
-        default=None,
-        description="Begin a step when its input is announced instead of when it is there: saves time per hop, "
-        "but a core spins while the stage before computes; auto: where MLX computes on a GPU.",
+    early_receive: Flag = Field(
+        default=False,
+        description="Begin a step when its input is announced instead of when it is there: saves time per "
+        "hop where posting work to a GPU takes long, but a core spins while the stage before computes. "
+        "Refused on CUDA; on Metal not tried yet.",
     )
     keepalive_interval: Seconds = Field(
         default=5.0, description="Seconds between two TCP keep-alive probes on an idle frame link."

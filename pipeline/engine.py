@@ -13,10 +13,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
+from pipeline.delivery import Outbox, Outcome, RunningRequest
 from pipeline.errors import (
     BrokenOutput,
     EngineFault,
@@ -26,8 +27,10 @@ from pipeline.errors import (
     RequestRejected,
 )
 from pipeline.frames import Admission, Decode, Prefill, Result, Step
+from pipeline.limits import Limits
 from pipeline.link import Connection, Links
 from pipeline.memory import MemoryState
+from pipeline.pacing import Choice
 from pipeline.prefixes import PrefixStats
 from pipeline.request import FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from pipeline.scheduler import Scheduler
@@ -35,42 +38,6 @@ from pipeline.steps import Admitted, DecodeBatch, StepPlan
 from pipeline.worker import Worker
 
 log = structlog.get_logger()
-
-Outcome = TokenEvent | Exception
-
-
-@dataclass
-class _Running:
-    """One request inside the engine."""
-
-    sequence: int
-    request: GenerationRequest
-    loop: asyncio.AbstractEventLoop
-    queue: asyncio.Queue[Outcome]
-    emitted: int = 0  # tokens delivered, those before a resume included
-    tokens: tuple[int, ...] = ()  # what is prefilled
-    made: list[int] = field(default_factory=list)  # since it was last put in the queue
-    cached: int = 0  # tokens of the prompt that were not prefilled
-
-    @property
-    def next_token(self) -> int:
-        """What the next decode step feeds."""
-        return self.made[-1] if self.made else self.tokens[-1]
-
-    @property
-    def to_make(self) -> int:
-        """Tokens still allowed."""
-        return self.request.max_tokens - self.emitted
-
-    @property
-    def started(self) -> bool:
-        """Whether anything was delivered since it was submitted."""
-        return self.emitted > len(self.request.emitted)
-
-    @property
-    def known(self) -> tuple[int, ...]:
-        """Output that is prefilled: from before a resume, or before it was preempted."""
-        return self.tokens[len(self.request.prompt) :]
 
 
 @dataclass(frozen=True)
@@ -88,6 +55,9 @@ class EngineStats:
     prompt_tokens: int  # prefilled
     prefixes: PrefixStats
     memory: MemoryState
+    choice: Choice  # of the number of micro-batches
+    limits: Limits
+    kv_tokens: int  # reserved by running sequences and held for prefixes
 
 
 class Engine:
@@ -104,14 +74,13 @@ class Engine:
         self._awake, self._wakeup = socket.socketpair()
         self._awake.setblocking(False)
         self._wakeup.setblocking(False)
-        self._requests: dict[int, _Running] = {}
+        self._requests: dict[int, RunningRequest] = {}
         self._stopping = False
         self._closed: Exception | None = None  # what every later request is told
         self._last_progress = time.monotonic()
         self._busy_since: float | None = None
         self._generated = self._prompted = 0
-        self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Queue[Outcome], Outcome]]]
-        self._outbox = {}
+        self._outbox = Outbox()
 
     # any thread
 
@@ -124,7 +93,7 @@ class Engine:
             raise ValueError(f"request {request.id} has no prompt, or no token left to make")
         queue: asyncio.Queue[Outcome] = asyncio.Queue()
         loop = asyncio.get_running_loop()
-        running: list[_Running] = []
+        running: list[RunningRequest] = []
         self._command(lambda: running.append(self._submit(request, loop, queue)))
         try:
             while True:
@@ -153,6 +122,9 @@ class Engine:
             prompt_tokens=self._prompted,
             prefixes=scheduler.prefixes.stats,
             memory=scheduler.memory_state,
+            choice=scheduler.pacing.choice,
+            limits=scheduler.limits,
+            kv_tokens=scheduler.kv_tokens,
         )
 
     @property
@@ -200,9 +172,9 @@ class Engine:
             while self._commands:
                 self._commands.popleft()()
             for request in self._requests.values():
-                self._post(request, outcome)
+                self._outbox.post(request, outcome)
             self._requests.clear()
-            self._flush_outbox()
+            self._outbox.flush()
 
     def _choose(self) -> StepPlan | None:
         timeline = self._worker.timeline
@@ -262,7 +234,7 @@ class Engine:
             self._take_tokens(plan.work, result)
         if result.memory:
             self._watch_memory(result)
-        self._flush_outbox()
+        self._outbox.flush()
         if self._worker.timeline is not None:
             self._worker.timeline.add("absorb", began, result.step)
 
@@ -301,7 +273,7 @@ class Engine:
                 running_at_most=budget.running,
             )
 
-    def _preempt(self, request: _Running) -> None:
+    def _preempt(self, request: RunningRequest) -> None:
         """What is in flight for it is dropped, and made again as it was: sampling depends on the position."""
         request.tokens += tuple(request.made)
         request.made.clear()
@@ -310,20 +282,22 @@ class Engine:
         )
         self._requests[request.sequence] = request
 
-    def _give_up(self, request: _Running) -> None:
+    def _give_up(self, request: RunningRequest) -> None:
         log.error("the logits can't be sampled", sequence=request.sequence, tokens=request.emitted)
-        self._post(request, BrokenOutput("The model's output for this request is not a number."))
+        self._outbox.post(
+            request, BrokenOutput("The model's output for this request is not a number.")
+        )
         request.tokens, request.made = (), []  # nobody is to start from its caches
         self._forget(request)
 
-    def _finish_reason(self, request: _Running, token: int) -> FinishReason | None:
+    def _finish_reason(self, request: RunningRequest, token: int) -> FinishReason | None:
         if token in request.request.params.end_tokens:
             return "stop"
         return "length" if request.emitted >= request.request.max_tokens else None
 
-    def _deliver(self, request: _Running, event: TokenEvent) -> None:
+    def _deliver(self, request: RunningRequest, event: TokenEvent) -> None:
         self._generated += 1
-        self._post(request, event)
+        self._outbox.post(request, event)
         if event.finish is not None:
             self._forget(request)
 
@@ -371,7 +345,7 @@ class Engine:
                 self._commands.append(command)
             else:  # the engine thread has left: its part is done here, one caller at a time
                 command()
-                self._flush_outbox()
+                self._outbox.flush()
                 return
         self._wake()
 
@@ -382,37 +356,37 @@ class Engine:
     def _take_commands(self) -> None:
         while self._commands:
             self._commands.popleft()()
-        self._flush_outbox()
+        self._outbox.flush()
 
     def _submit(
         self,
         request: GenerationRequest,
         loop: asyncio.AbstractEventLoop,
         queue: asyncio.Queue[Outcome],
-    ) -> _Running:
+    ) -> RunningRequest:
         tokens = request.prompt + request.emitted
-        running = _Running(
+        running = RunningRequest(
             self._scheduler.take_id(), request, loop, queue, len(request.emitted), tokens
         )
         if self._closed is not None:
-            self._post(running, self._closed)
+            self._outbox.post(running, self._closed)
             return running
         try:
             self._scheduler.add(running.sequence, len(tokens), running.to_make, tokens)
         except RequestRejected as error:
-            self._post(running, error)
+            self._outbox.post(running, error)
         else:
             self._requests[running.sequence] = running
             if self._busy_since is None:
                 self._busy_since = time.monotonic()
         return running
 
-    def _cancel(self, submitted: list[_Running]) -> None:
+    def _cancel(self, submitted: list[RunningRequest]) -> None:
         for request in submitted:
             if request.sequence in self._requests:
                 self._forget(request)
 
-    def _forget(self, request: _Running) -> None:
+    def _forget(self, request: RunningRequest) -> None:
         del self._requests[request.sequence]
         self._scheduler.finish(request.sequence, request.tokens + tuple(request.made))
         if not self._requests:
@@ -420,19 +394,3 @@ class Engine:
 
     def _begin_stop(self) -> None:
         self._stopping = True
-
-    # deliveries: one call into each event loop per step
-
-    def _post(self, request: _Running, outcome: Outcome) -> None:
-        self._outbox.setdefault(request.loop, []).append((request.queue, outcome))
-
-    def _flush_outbox(self) -> None:
-        outbox, self._outbox = self._outbox, {}
-        for loop, deliveries in outbox.items():
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(_put_all, deliveries)
-
-
-def _put_all(deliveries: list[tuple[asyncio.Queue[Outcome], Outcome]]) -> None:
-    for queue, outcome in deliveries:
-        queue.put_nowait(outcome)

@@ -375,9 +375,13 @@ class Rank:
         self.load_progress = done / total if total else 1.0
 
 
-def _begins_early(configured: bool | None) -> bool:
-    """Where MLX computes on a GPU, its CPU has nothing better to do than to spin."""
-    return mx.default_device() == mx.Device(mx.gpu) if configured is None else configured
+def _begins_early(configured: bool) -> bool:
+    """Raises StartFailed where it is known not to work."""
+    if configured and mx.cuda.is_available():
+        raise StartFailed(
+            "network.early_receive = true: on CUDA, ranks with early receives were seen to fail"
+        )
+    return configured
 
 
 def max_model_len(config: Config, checkpoint: Checkpoint) -> int | None:

@@ -73,6 +73,11 @@ class Scheduler:
         return MemoryState(watch.used, watch.budget, watch.reductions, self._preempted)
 
     @property
+    def kv_tokens(self) -> int:
+        """Cache entries that are reserved or held; other threads may ask."""
+        return sum(s.kv_tokens for s in list(self._running.values())) + self.prefixes.tokens
+
+    @property
     def idle(self) -> bool:
         """Nothing runs, waits or is in flight, and the stages know of every end."""
         ended = self._released or self._retained

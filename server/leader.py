@@ -11,6 +11,7 @@ from importlib.metadata import version
 import structlog
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+import pipeline.engine
 from config import Settings
 from pipeline.engine import Engine
 from pipeline.errors import LinkTimeout
@@ -22,6 +23,7 @@ from server.api import ServedModel, Service, create_app
 from server.api.defaults import SamplingDefaults, read_defaults
 from server.api.tokenizer import load_tokenizer
 from server.closing import close_all
+from server.engine_metrics import EngineMetrics, metrics_route, scheduling
 from server.node.cluster_routes import ClusterView, EngineStats, cluster_routes, fault_of
 from server.node.health import NodeView, health_app
 from server.node.serve import HttpServers, Listener, start_servers
@@ -73,9 +75,12 @@ class Leader:
             hang_after_s=config.network.step_timeout,
             snapshot=self._coordinator.snapshot,
             engine_stats=self._stats,
+            scheduling=self._scheduling,
             uptime_s=view.uptime_s,
         )
-        self._app = create_app(self._service, cluster_routes(cluster))
+        metrics = EngineMetrics(config.model.name, self._engine_stats)
+        routes = [*cluster_routes(cluster), metrics_route(metrics)]
+        self._app = create_app(self._service, routes)
         self._health = health_app(view)
 
     async def start(self) -> None:
@@ -155,6 +160,13 @@ class Leader:
             return EngineStats()
         stats = self._engine.stats()
         return EngineStats(stats.running, stats.waiting, stats.last_step_age, stats.busy)
+
+    def _engine_stats(self) -> pipeline.engine.EngineStats | None:
+        return None if self._engine is None else self._engine.stats()
+
+    def _scheduling(self) -> dict[str, object] | None:
+        stats = self._engine_stats()
+        return None if stats is None else scheduling(stats)
 
     def _apply(self, settings: Settings) -> None:
         """Let changed settings take effect at once."""

@@ -53,6 +53,7 @@ class ClusterView:
     hang_after_s: float  # a step that takes longer counts as hung
     snapshot: Callable[[], ClusterSnapshot]
     engine_stats: Callable[[], EngineStats]
+    scheduling: Callable[[], Body | None]  # None until the engine is there
     uptime_s: Callable[[], float]
 
 
@@ -137,6 +138,7 @@ def _cluster(view: ClusterView, snapshot: ClusterSnapshot) -> Body:
         "leader": {"rank": LEADER, "node": leader},
         "config_revision": snapshot.config_revision,
         "missing_ranks": list(snapshot.missing),
+        "scheduling": view.scheduling(),
         "ranks": [_rank_detail(rank) for rank in snapshot.ranks],
     }
 

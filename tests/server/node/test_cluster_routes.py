@@ -34,6 +34,7 @@ def get(path: str, registry: ClusterRegistry, now: float, stats: EngineStats = I
         hang_after_s=30.0,
         snapshot=lambda: registry.snapshot(now),
         engine_stats=lambda: stats,
+        scheduling=lambda: {"running": stats.running},
         uptime_s=lambda: 12.5,
     )
     return TestClient(Starlette(routes=cluster_routes(view))).get(path)
@@ -141,6 +142,7 @@ def test_cluster_shows_what_each_rank_reports() -> None:
         "leader": {"rank": 0, "node": "mini1"},
         "config_revision": 0,
         "missing_ranks": [],
+        "scheduling": {"running": 0},
     }
     assert ranks[1] == {
         "rank": 1,
