@@ -96,7 +96,8 @@ class ApiGatewayConfig(Section):
 class SchedulerConfig(Section):
     prefill_chunk_tokens: Auto[Count] = Field(
         default=None,
-        description="Prompt tokens of one prefill step; auto: chosen for the device.",
+        description="Prompt tokens of one prefill step; auto: the size that is measured to be best, "
+        "within what suits the device.",
         json_schema_extra=DYNAMIC,
     )
     max_batch_size: Count = Field(

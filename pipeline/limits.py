@@ -15,7 +15,8 @@ class Limits:
     max_requests: int  # running and waiting together
     max_running: int  # sequences that hold caches
     max_group: int  # sequences in one micro-batch, where the architecture can batch
-    prefill_chunk: int  # tokens
+    prefill_chunk: int  # tokens, at most
+    fixed_chunk: bool = False  # chunks have just this size, whatever is measured
     batchable: bool = True  # False: a micro-batch is one sequence, whatever is configured
     context: int | None = None  # prompt + output of one sequence; None: the model does not say
     # Running and kept sequences together, on the tightest stage; None: no limit.

@@ -352,6 +352,7 @@ class Rank:
             max_group=scheduler.max_batch_size,
             batchable=blueprint.batchable,
             prefill_chunk=prefill_chunk(scheduler.prefill_chunk_tokens),
+            fixed_chunk=scheduler.prefill_chunk_tokens is not None,
             context=max_model_len(self.config, placement.checkpoint),
             kv_tokens=kv_tokens,
             groups=scheduler.groups,

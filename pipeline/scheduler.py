@@ -83,7 +83,9 @@ class Scheduler:
         ended = self._released or self._retained
         return not (self._waiting or self._running or ended or self._in_flight)
 
-    def reconfigure(self, max_requests: int, max_group: int, prefill_chunk: int) -> None:
+    def reconfigure(
+        self, max_requests: int, max_group: int, prefill_chunk: int, fixed_chunk: bool = False
+    ) -> None:
         """Change limits between two steps; what runs already goes on."""
         self.limits = replace(
             self.limits,
@@ -91,6 +93,7 @@ class Scheduler:
             max_running=max_requests,
             max_group=max_group,
             prefill_chunk=prefill_chunk,
+            fixed_chunk=fixed_chunk,
         )
         self.memory.max_running = max_requests
 
@@ -353,7 +356,7 @@ class Scheduler:
     def _chunk_tokens(self) -> int:
         """As many as keep all stages at work; fewer while they would hold up running streams for too long."""
         most, bound = self.limits.prefill_chunk, self.limits.inter_token
-        if self.limits.window > 1:
+        if self.limits.window > 1 and not self.limits.fixed_chunk:
             most = self.pacing.chunks.best(sum(s.prompt for s in self._prefilling), most)
         if bound is None or not self._groups.active:
             return most

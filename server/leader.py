@@ -180,6 +180,7 @@ class Leader:
                 max_requests=gateway.max_concurrent_requests,
                 max_group=wanted.max_batch_size,
                 prefill_chunk=prefill_chunk(wanted.prefill_chunk_tokens),
+                fixed_chunk=wanted.prefill_chunk_tokens is not None,
             )
 
         if self._engine is not None:

@@ -217,3 +217,13 @@ def test_step_times_reach_the_pacing() -> None:
             driver.choose()
             driver.absorb(seconds)
     assert pacing.fit() == pytest.approx((0.1, 0.1), rel=0.3)  # one sequence: 0.2 s, two: 0.3 s
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+def test_a_configured_chunk_size_is_obeyed(fixed: bool) -> None:
+    driver = Driver(limits(stages=8, prefill_chunk=512, fixed_chunk=fixed))
+    driver.add(1025)
+    driver.turn()
+    first = driver.plans[0].work
+    assert isinstance(first, PrefillChunk)
+    assert (first.end == 512) is fixed
