@@ -230,10 +230,11 @@ class Engine:
             plan = self._scheduler.absorb(result.step, result.seconds)
         except KeyError:
             raise FrameError(f"a result of step {result.step}, which is not in flight") from None
+        ran = self._scheduler.running
         if isinstance(plan.work, DecodeBatch):
             self._take_tokens(plan.work, result)
         if result.memory:
-            self._watch_memory(result)
+            self._watch_memory(result, ran)
         self._outbox.flush()
         if self._worker.timeline is not None:
             self._worker.timeline.add("absorb", began, result.step)
@@ -257,10 +258,10 @@ class Engine:
                 finish = self._finish_reason(request, token)
                 self._deliver(request, TokenEvent(token, finish, entry, cached))
 
-    def _watch_memory(self, result: Result) -> None:
+    def _watch_memory(self, result: Result, ran: int) -> None:
         """Let prefixes and sequences go where a stage uses more than its share."""
         before = self._scheduler.memory.budget
-        for sequence in self._scheduler.observe_memory(result.step, result.memory):
+        for sequence in self._scheduler.observe_memory(result.step, result.memory, ran):
             self._preempt(self._requests.pop(sequence))
         budget = self._scheduler.memory.budget
         if budget != before:
@@ -274,7 +275,10 @@ class Engine:
             )
 
     def _preempt(self, request: RunningRequest) -> None:
-        """What is in flight for it is dropped, and made again as it was: sampling depends on the position."""
+        """What is in flight for it is dropped and made again: sampling depends on the position only.
+
+        As far as the prefill of a token gives what its decoding gave; in half precision they round differently.
+        """
         request.tokens += tuple(request.made)
         request.made.clear()
         request.sequence = self._scheduler.preempt(

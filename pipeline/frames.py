@@ -106,7 +106,7 @@ class Ready(Record, frozen=True, tag="ready", tag_field="type"):
     """The tensors of a step are computed and follow at once."""
 
     step: Count
-    seconds: tuple[Seconds, ...] = ()  # compute time of each stage so far
+    seconds: tuple[Seconds, ...] = ()  # of each stage so far, once for each loop
     memory: Part = 0.0  # used of its share, by the fullest of these stages
 
 

@@ -51,6 +51,7 @@ class Sequence:
     max_tokens: int
     tokens: tuple[int, ...] = ()  # the prompt, if it may share prefixes
     prefilled: int = 0  # tokens of the prompt that were copied, or handed out in chunks
+    copied: int = 0  # of these, from a prefix
     decoded: int = 0  # steps handed out
     placed: bool = False  # the stages have been told of it
     awaits: Prefix | None = None  # that another sequence prefills

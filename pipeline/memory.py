@@ -5,6 +5,9 @@ allocator holds back.  So every step brings the largest part of its share that a
 kept prefixes go, half of them at a time, then the batch shrinks, by a quarter at a time but never below one
 sequence; sequences that lose their place are prefilled again later.  After calm steps both come back little
 by little.
+
+Sequences that join or leave a batch are copied, so single steps take more than what is held: only when all of
+several steps in a row do, anything changes.  What is taken back and too much again comes back later each time.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 
 CALM = 0.9  # of the share; below, what was taken may come back
 PATIENCE = 64  # calm steps before each step back
+MOST_PATIENCE = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -41,40 +45,50 @@ class MemoryState:
 class MemoryWatch:
     """Observes each step, and says what may be held from now on."""
 
-    def __init__(self, max_prefix_tokens: int, max_running: int) -> None:
+    def __init__(self, max_prefix_tokens: int, max_running: int, window: int) -> None:
+        """`window`: steps in flight; as many may be copying when a change has come into effect."""
         self.max_prefix_tokens, self.max_running = max_prefix_tokens, max_running
         self.budget = Budget()
         self.used = 0.0
         self.reductions = 0
+        self._window = window
         self._from_step = 0  # earlier ones don't show yet what the last change brought
-        self._calm = 0
+        self._over = self._calm = 0  # steps in a row
+        self._patience = PATIENCE
+        self._grew = False  # by the last change
 
     def observe(
         self, step: int, next_step: int, used: float, prefix_tokens: int, running: int
     ) -> Budget | None:
-        """Step `step` used the part `used` of a share; `next_step` will be the first to show any change.
+        """Step `step` used the part `used` of a share; `next_step` will be the first to know of any change.
 
-        `prefix_tokens`, `running`: held at this moment.  Returns the new budget if it has changed.
+        `prefix_tokens`, `running`: held while it ran.  Returns the new budget if it has changed.
         """
         self.used = used
         if step < self._from_step:
             return None
+        self._over = self._over + 1 if used > 1 else 0
+        self._calm = self._calm + 1 if used <= CALM else 0
         before = self.budget
-        if used > 1:
-            self._calm = 0
+        if self._over > self._window:
             self.budget = self._less(prefix_tokens, running)
-            self.reductions += self.budget != before
-        elif used > CALM:
-            self._calm = 0
-        elif before.reduced:
-            self._calm += 1
-            if self._calm >= PATIENCE:
-                self._calm = 0
-                self.budget = self._more()
+        elif before.reduced and self._calm >= self._patience:
+            self.budget = self._more()
         if self.budget == before:
             return None
-        self._from_step = next_step
+        self._change(grows=self._over == 0)
+        self._from_step = next_step + self._window
         return self.budget
+
+    def _change(self, grows: bool) -> None:
+        if grows:
+            self._patience = self._patience if self.budget.reduced else PATIENCE
+        else:
+            self.reductions += 1
+            if self._grew:
+                self._patience = min(2 * self._patience, MOST_PATIENCE)
+        self._grew = grows
+        self._over = self._calm = 0
 
     def _less(self, prefix_tokens: int, running: int) -> Budget:
         if prefix_tokens > 0:

@@ -253,6 +253,7 @@ class Rank:
         problem = ""
         checkpoint: Checkpoint | None = None
         try:
+            _check_early_receive(config.network.early_receive)
             checkpoint = open_checkpoint(config, self._on_progress)
         except (ModelError, ConfigError) as error:
             problem = str(error)
@@ -280,7 +281,7 @@ class Rank:
             timeout,
             network.activation_format,
             placement.memory_bytes,
-            _begins_early(network.early_receive),
+            network.early_receive,
         )
         kv_tokens = self._agree_on_loaded(ring, self._kv_tokens(placement))
         if ring.rank == 0:
@@ -324,7 +325,8 @@ class Rank:
         """A timeline that can't be written is no reason for a rank to end otherwise than it does."""
         folder = Path(self.config.tracing.folder or "")
         try:
-            path = timeline.write(folder, placement.meeting.rank, placement.meeting.node.name)
+            meeting = placement.meeting
+            path = timeline.write(folder, meeting.rank, meeting.node.name, meeting.epoch)
         except OSError as error:
             log.error("the timeline could not be written", folder=str(folder), reason=str(error))
         else:
@@ -376,13 +378,11 @@ class Rank:
         self.load_progress = done / total if total else 1.0
 
 
-def _begins_early(configured: bool) -> bool:
-    """Raises StartFailed where it is known not to work."""
+def _check_early_receive(configured: bool) -> None:
+    """Raises ConfigError where it is known not to work."""
     if configured and mx.cuda.is_available():
-        raise StartFailed(
-            "network.early_receive = true: on CUDA, ranks with early receives were seen to fail"
-        )
-    return configured
+        reason = "on CUDA, ranks with early receives were seen to fail"
+        raise ConfigError(f"network.early_receive = true: {reason}.")
 
 
 def max_model_len(config: Config, checkpoint: Checkpoint) -> int | None:

@@ -31,7 +31,7 @@ class Scheduler:
         self.limits = limits
         self.pacing = pacing or Pacing(limits.stages)
         self.prefixes = PrefixCache(limits.prefix_tokens, limits.prefix_sequences, limits.cut_limit)
-        self.memory = MemoryWatch(limits.prefix_tokens, limits.max_running)
+        self.memory = MemoryWatch(limits.prefix_tokens, limits.max_running, limits.window)
         self._preempted = 0
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}
@@ -143,15 +143,13 @@ class Scheduler:
             self.prefixes.forget(sequence)
             self._admitted = [a for a in self._admitted if a.sequence != sequence]
 
-    def observe_memory(self, step: int, used: float) -> list[int]:
-        """In step `step` the fullest stage used the part `used` of its share of memory.
+    def observe_memory(self, step: int, used: float, ran: int) -> list[int]:
+        """In step `step`, with `ran` sequences running, the fullest stage used the part `used` of its memory.
 
         Returns the running sequences that have to give up their place, for `preempt`; the latest first.
         """
         running = list(self._running)
-        budget = self.memory.observe(
-            step, self._next_step, used, self.prefixes.tokens, len(running)
-        )
+        budget = self.memory.observe(step, self._next_step, used, self.prefixes.tokens, ran)
         if budget is None:
             return []
         self.prefixes.max_tokens = (
@@ -195,6 +193,8 @@ class Scheduler:
         Raises KeyError if it is not in flight.
         """
         plan = self._in_flight.pop(step)
+        stages = self.limits.stages  # each of them took its part as often as the model loops
+        seconds = tuple(sum(seconds[rank::stages]) for rank in range(min(stages, len(seconds))))
         if isinstance(plan.work, DecodeBatch):
             self._groups.land(plan.work.group)
             if seconds:
@@ -286,7 +286,7 @@ class Scheduler:
             return
         if len(content) >= BLOCK:
             self.prefixes.use(found)
-        sequence.prefilled = length
+        sequence.prefilled = sequence.copied = length
         self._admitted.append(Admitted(sequence.id, found.sequence if found else None, length))
         if sequence.to_prefill:
             self._prefilling.append(sequence)
@@ -357,7 +357,8 @@ class Scheduler:
         """As many as keep all stages at work; fewer while they would hold up running streams for too long."""
         most, bound = self.limits.prefill_chunk, self.limits.inter_token
         if self.limits.window > 1 and not self.limits.fixed_chunk:
-            most = self.pacing.chunks.best(sum(s.prompt for s in self._prefilling), most)
+            ahead = sum(s.prompt - 1 - s.copied for s in self._prefilling)
+            most = self.pacing.chunks.best(ahead, most)
         if bound is None or not self._groups.active:
             return most
         return self.pacing.chunk(bound, most)

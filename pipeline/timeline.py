@@ -39,16 +39,17 @@ class Timeline:
         self._spans.append(Span(activity, start, now, step))
         return now
 
-    def write(self, folder: Path, rank: int, node: str) -> Path:
+    def write(self, folder: Path, rank: int, node: str, epoch: int) -> Path:
         """Write all spans to a file in `folder`, which is made where needed.  Raises OSError."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"rank{rank}.json"
-        path.write_text(json.dumps(self._document(rank, node)), encoding="utf-8")
+        path.write_text(json.dumps(self._document(rank, node, epoch)), encoding="utf-8")
         return path
 
-    def _document(self, rank: int, node: str) -> dict[str, object]:
+    def _document(self, rank: int, node: str, epoch: int) -> dict[str, object]:
         name = {"name": "process_name", "ph": "M", "pid": rank, "args": {"name": f"{rank} {node}"}}
-        return {"traceEvents": [name, *(self._event(span, rank) for span in self._spans)]}
+        events = [name, *(self._event(span, rank) for span in self._spans)]
+        return {"traceEvents": events, "epoch": epoch}
 
     def _event(self, span: Span, rank: int) -> dict[str, object]:
         return {

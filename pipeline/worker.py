@@ -281,8 +281,12 @@ class Worker:
         """
         if send:
             waited = time.monotonic()
+            stages_after = self._loops * self._ring.size
+            self.stats.hung_at = (
+                waited + self._timeout * stages_after
+            )  # others may be at work for so long
             self._ring.make_room()
-            self._waited_since(waited, step)
+            self.stats.hung_at = self._waited_since(waited, step) + self._timeout
         started = time.monotonic()
         if send:
             self._ring.send(outputs, self._next)

@@ -29,7 +29,9 @@ from typing import Any
 import msgspec
 
 from benchlib.options import (
+    above_zero,
     add_setup_arguments,
+    at_least_zero,
     new_parser,
     parse,
     positive,
@@ -55,6 +57,7 @@ from benchlib.stage_times import PRESETS, MeasuredStage, Measurement, means, rea
 from benchlib.stats import medians_by, percentiles, ratio
 from pipeline.scheduler import Limits, Scheduler
 
+FEWEST_TOKENS = 20  # of each stream; the first third is the warm-up, and steps come in groups
 Row = dict[str, Any]
 
 COLUMNS = (
@@ -267,25 +270,31 @@ def parse_arguments() -> argparse.Namespace:
     load.add_argument("--prompt", type=positive, help="tokens; default: 1, for --real 48")
     load.add_argument("--output", type=positive, help="tokens; default: 1000, for --real 48")
     load.add_argument("--tokens", type=positive, default=400, help="simulated, for each stream")
-    load.add_argument("--long-prompt", type=int, default=0, help="tokens of one more request")
+    load.add_argument("--long-prompt", type=positive, default=0, help="tokens of one more request")
     load.add_argument("--seed", type=int, default=0, help="of the noise")
     times = parser.add_argument_group("stages, in seconds")
     times.add_argument("--preset", choices=PRESETS, default="compute-bound")
-    times.add_argument("--fixed", type=float, help="of a decode step")
-    times.add_argument("--each", type=float, help="for each sequence of it")
-    times.add_argument("--prefill-fixed", type=float, help="of a prefill chunk")
-    times.add_argument("--prefill-each", type=float, help="for each token of it")
-    times.add_argument("--overhead", type=float, default=0.0, help="of Python, in each step")
-    times.add_argument("--noise", type=float, default=0.0, help="share by which times vary")
-    times.add_argument("--latency", type=float, default=1e-4, help="of a hop; default: 0.0001")
-    times.add_argument("--bandwidth", type=float, help="bytes/s of a hop; default: no limit")
+    times.add_argument("--fixed", type=at_least_zero, help="of a decode step")
+    times.add_argument("--each", type=at_least_zero, help="for each sequence of it")
+    times.add_argument("--prefill-fixed", type=at_least_zero, help="of a prefill chunk")
+    times.add_argument("--prefill-each", type=at_least_zero, help="for each token of it")
+    times.add_argument(
+        "--overhead", type=at_least_zero, default=0.0, help="of Python, in each step"
+    )
+    times.add_argument("--noise", type=at_least_zero, default=0.0, help="share by which times vary")
+    times.add_argument(
+        "--latency", type=at_least_zero, default=1e-4, help="of a hop; default: 0.0001"
+    )
+    times.add_argument("--bandwidth", type=above_zero, help="bytes/s of a hop; default: no limit")
     times.add_argument("--token-bytes", type=positive, default=4096, help="of a hidden state")
     times.add_argument("--measure", type=Path, metavar="FILE", help="times that --real has written")
     scheduler = parser.add_argument_group("scheduler")
     scheduler.add_argument("--groups", type=positive, help="micro-batches; default: as it chooses")
     scheduler.add_argument("--max-group", type=positive, default=1 << 20, help="sequences")
     scheduler.add_argument("--chunk", type=positive, help="tokens; default: 512, for --real 128")
-    scheduler.add_argument("--bound", type=float, default=1.0, help="on inter-token time, seconds")
+    scheduler.add_argument(
+        "--bound", type=above_zero, default=1.0, help="on inter-token time, seconds"
+    )
     real = parser.add_argument_group("real ranks")
     real.add_argument("--real", action="store_true", help="measure two, and predict them")
     real.add_argument("--requests", type=positive, default=3, help="for each stream; default: 3")
@@ -296,6 +305,10 @@ def parse_arguments() -> argparse.Namespace:
     args.prompt = args.prompt or (48 if args.real else 1)
     args.output = args.output or (48 if args.real else 1000)
     args.chunk = args.chunk or (128 if args.real else 512)
+    if args.tokens < FEWEST_TOKENS:
+        parser.error(f"--tokens {args.tokens}: the warm-up alone needs {FEWEST_TOKENS}")
+    if args.fixed == 0 and args.each == 0:
+        parser.error("--fixed 0 --each 0: a step has to take some time")
     if args.real and args.measure:
         parser.error("--real measures the times that --measure would read")
     return args

@@ -56,22 +56,32 @@ COLUMNS = (
 
 
 def read(folder: Path) -> list[Event]:
-    """The events of all ranks.  Raises ServerFailed if there are none, or a file is no timeline."""
-    events: list[Event] = []
-    for path in sorted(folder.glob("rank*.json")):
-        events += events_of(path)
+    """The events of all ranks of the latest launch.
+
+    Raises ServerFailed if there are none, or a file is no timeline.  Each rank writes on its own
+    machine: with several, copy their files into one folder first.
+    """
+    paths = sorted(folder.glob("rank*.json"), key=lambda path: path.stat().st_mtime)
+    documents = [document_of(path) for path in paths]
+    latest = [d for d in documents if d["epoch"] == documents[-1]["epoch"]]
+    if len(latest) < len(documents):
+        say(f"{len(documents) - len(latest)} files of earlier launches are left out")
+    events: list[Event] = [event for document in latest for event in document["traceEvents"]]
     if not any(event["ph"] == "X" for event in events):
         raise ServerFailed(f"{folder} has no timeline: set tracing.folder, and end the cluster")
     return events
 
 
-def events_of(path: Path) -> list[Event]:
-    """The events of one rank.  Raises ServerFailed."""
+def document_of(path: Path) -> dict[str, Any]:
+    """What one rank has written.  Raises ServerFailed."""
     try:
-        events: list[Event] = json.loads(path.read_text(encoding="utf-8"))["traceEvents"]
+        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        sound = all("ph" in event for event in document["traceEvents"]) and "epoch" in document
     except (ValueError, KeyError, TypeError) as error:
-        raise ServerFailed(f"{path} is not a timeline: {error}") from error
-    return events
+        raise ServerFailed(f"{path} is not a timeline: {error!r}") from error
+    if not sound:
+        raise ServerFailed(f"{path} is not a timeline of this project")
+    return document
 
 
 def rows(events: Iterable[Event]) -> list[Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import sys
 from collections.abc import Callable
@@ -23,6 +24,22 @@ def positive(text: str) -> int:
     """A whole number from 1 on, for argparse."""
     value = int(text)
     if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0, for argparse."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
+
+
+def at_least_zero(text: str) -> float:
+    """A finite number from 0 on, for argparse."""
+    value = float(text)
+    if not 0 <= value < math.inf:
         raise ValueError(text)
     return value
 

@@ -20,6 +20,7 @@ FAMILIES: dict[str, int | tuple[int, ...]] = {
     "mamba2": 2,
     "gemma3n": 2,  # many tensors between stages
     "gemma4_text": 3,  # keys and values of earlier layers between stages
+    "nanbeige": 2,  # goes round twice
     "nemotron_h": (7, 1),  # a last stage without any cache
 }
 """Architectures, and over how many ranks; or how many layers for each rank."""

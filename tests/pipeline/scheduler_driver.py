@@ -30,6 +30,8 @@ class Driver:
     """A ring: steps leave the last stage in the order in which they were chosen."""
 
     def __init__(self, bounds: Limits, pacing: Pacing | None = None) -> None:
+        if isinstance(pacing, ChosenPacing):
+            Pacing.__init__(pacing, bounds.stages)  # only here it is known how many there are
         self.scheduler = Scheduler(bounds, pacing)
         self.stages = StagesModel(bounds)
         self.flying: deque[StepPlan] = deque()
@@ -77,6 +79,9 @@ class Driver:
         return plan
 
     def absorb(self, seconds: tuple[float, ...] = ()) -> None:
+        """`seconds`: of each stage and loop; by default a hundredth each."""
+        bounds = self.scheduler.limits
+        seconds = seconds or (0.01,) * bounds.stages * bounds.loops
         plan = self.scheduler.absorb(self.flying[0].id, seconds)
         assert plan is self.flying.popleft()
         self.stages.absorb(plan)
@@ -91,7 +96,7 @@ class Driver:
     def observe_memory(self, used: float) -> None:
         """The step that was absorbed last used this part of a share; what has to go is preempted."""
         step = len(self.plans) - len(self.flying) - 1
-        for sequence in self.scheduler.observe_memory(step, used):
+        for sequence in self.scheduler.observe_memory(step, used, self.scheduler.running):
             self.preempt(sequence)
 
     def preempt(self, sequence: int) -> int:

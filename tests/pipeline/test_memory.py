@@ -7,23 +7,27 @@ from hypothesis import strategies as st
 
 from pipeline.memory import CALM, PATIENCE, Budget, MemoryWatch
 
+WINDOW = 4
+
 
 class Stages:
-    """Uses memory for kept prefixes and running sequences; a change shows after `delay` steps."""
+    """Uses memory for kept prefixes and running sequences, and for a while more when either changes."""
 
-    def __init__(self, prefix_tokens: int, running: int, delay: int = 3) -> None:
-        self.watch = MemoryWatch(prefix_tokens, running)
+    def __init__(self, prefix_tokens: int, running: int) -> None:
+        self.watch = MemoryWatch(prefix_tokens, running, WINDOW)
         self.prefix_tokens, self.running = prefix_tokens, running
         self.wanted = (prefix_tokens, running)
-        self.delay = delay
         self.step = 0
+        self.copying = 0  # steps in which what changed is held twice
 
     def turn(self, used: float) -> Budget | None:
         budget = self.watch.observe(
-            self.step, self.step + self.delay, used, self.prefix_tokens, self.running
+            self.step, self.step + WINDOW, used, self.prefix_tokens, self.running
         )
         self.step += 1
+        self.copying -= self.copying > 0
         if budget is not None:
+            self.copying = 2 * WINDOW
             prefixes, running = self.wanted
             if budget.prefix_tokens is not None:
                 prefixes = min(prefixes, budget.prefix_tokens)
@@ -32,18 +36,31 @@ class Stages:
             self.prefix_tokens, self.running = prefixes, running
         return budget
 
+    def until_change(self, used: float) -> int:
+        """Steps until the budget changes, this one included."""
+        for steps in range(1, 10_000):
+            if self.turn(used) is not None:
+                return steps
+        raise AssertionError("the budget never changes")
+
 
 def test_enough_memory_changes_nothing() -> None:
     stages = Stages(100, 8)
-    assert [stages.turn(used) for used in (0.1, 0.95, 1.0)] == [None] * 3
+    assert [stages.turn(used) for used in (0.1, 0.95, 1.0) * 50] == [None] * 150
     assert not stages.watch.budget.reduced
 
 
+def test_single_steps_above_the_share_change_nothing() -> None:
+    stages = Stages(100, 8)
+    for _ in range(50):
+        assert [stages.turn(used) for used in (1.5,) * WINDOW + (0.95,)] == [None] * (WINDOW + 1)
+
+
 def test_prefixes_go_before_sequences() -> None:
-    stages = Stages(100, 8, delay=1)
+    stages = Stages(100, 8)
     seen = []
     while stages.running == 8:
-        stages.turn(1.5)
+        stages.until_change(1.5)
         seen.append(stages.prefix_tokens)
     assert seen[:-1] == [50, 25, 12, 6, 3, 1, 0]
     assert stages.running == 6
@@ -51,25 +68,26 @@ def test_prefixes_go_before_sequences() -> None:
 
 
 def test_steps_from_before_a_change_do_not_count() -> None:
-    stages = Stages(100, 8, delay=4)
-    assert stages.turn(1.5) is not None
-    assert [stages.turn(1.5) for _ in range(3)] == [None] * 3
-    assert stages.turn(1.5) is not None
+    stages = Stages(100, 8)
+    assert stages.until_change(1.5) == WINDOW + 1
+    # In flight already, copying, and then as many as it takes.
+    assert stages.until_change(1.5) >= 3 * WINDOW
 
 
 def test_one_sequence_always_runs() -> None:
-    stages = Stages(0, 5, delay=1)
-    for _ in range(100):
+    stages = Stages(0, 5)
+    for _ in range(500):
         stages.turn(3.0)
     assert stages.running == 1
     reductions = stages.watch.reductions
-    stages.turn(3.0)
+    for _ in range(100):
+        stages.turn(3.0)
     assert stages.watch.reductions == reductions, "nothing was left to reduce"
 
 
 def test_what_was_taken_comes_back_with_calm_only() -> None:
-    stages = Stages(64, 8, delay=1)
-    for _ in range(40):
+    stages = Stages(64, 8)
+    for _ in range(300):
         stages.turn(2.0)
     low = stages.watch.budget
     for _ in range(10 * PATIENCE):
@@ -78,6 +96,17 @@ def test_what_was_taken_comes_back_with_calm_only() -> None:
     for _ in range(60 * PATIENCE):
         stages.turn(0.5)
     assert not stages.watch.budget.reduced
+
+
+def test_what_is_too_much_again_comes_back_later_each_time() -> None:
+    stages = Stages(0, 8)
+    stages.until_change(1.5)
+    waits = []
+    for _ in range(4):
+        waits.append(stages.until_change(0.5))
+        stages.until_change(1.5)
+    assert waits == sorted(set(waits))
+    assert waits[-1] > 3 * waits[0]
 
 
 @given(
@@ -93,15 +122,28 @@ def test_use_settles_within_the_share_where_one_sequence_fits(
     per_sequence = min(per_sequence, 1 - weights)
     stages = Stages(prefix_tokens, running)
 
-    def used() -> float:
+    def held() -> float:
         return weights + per_token * stages.prefix_tokens + per_sequence * stages.running
 
-    for _ in range(400):
+    def used() -> float:
+        # Groups are copied one after the other: each second step takes twice as much.
+        return held() * (2 if stages.copying % 2 else 1)
+
+    for _ in range(1000):
         stages.turn(used())
     over = 0
-    for _ in range(1000):
-        over += used() > 1
+    for _ in range(2000):
+        over += held() > 1
         stages.turn(used())
         assert 1 <= stages.running <= running
         assert 0 <= stages.prefix_tokens <= prefix_tokens
-    assert over <= 1000 / PATIENCE * (stages.delay + 1), "more than what trying for more costs"
+    assert over <= 2000 / PATIENCE * 4 * WINDOW, "more than what trying for more costs"
+
+
+def test_copies_shrink_nothing_by_themselves() -> None:
+    """What leaves is held twice while it leaves: no reason to let more leave."""
+    stages = Stages(0, 8)
+    stages.until_change(1.2)
+    for _ in range(200):
+        stages.turn(1.9 if stages.copying % 2 else 0.95)
+    assert stages.running == 6

@@ -185,8 +185,8 @@ def test_the_reason_names_what_decides(groups: int | None, batchable: bool, word
     assert word in driver.scheduler.pacing.choice.reason
 
 
-def test_without_running_streams_chunks_are_whole() -> None:
-    driver = Driver(limits(prefill_chunk=64, inter_token=0.01))  # type: ignore[arg-type]
+def test_without_running_streams_the_bound_cuts_no_chunk() -> None:
+    driver = Driver(limits(prefill_chunk=64, inter_token=0.01, fixed_chunk=True))  # type: ignore[arg-type]
     driver.add(prompt=200)
     chunks = [plan.work for plan in iter(driver.choose, None)]
     assert chunks[0] == PrefillChunk(0, 0, 64)

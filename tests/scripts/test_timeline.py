@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -51,11 +52,21 @@ def test_without_steps_it_says_so(tmp_path: Path) -> None:
         script.read(tmp_path)
 
 
+def test_files_of_an_earlier_launch_are_left_out(tmp_path: Path) -> None:
+    for epoch, ranks in ((1, 3), (2, 2)):
+        timeline = Timeline()
+        timeline.add("compute", time.monotonic() - 1, 0)
+        for rank in range(ranks):
+            timeline.write(tmp_path, rank, "node", epoch)
+            os.utime(tmp_path / f"rank{rank}.json", (epoch, epoch))
+    assert {event["pid"] for event in script.read(tmp_path)} == {0, 1}
+
+
 def test_a_file_of_one_rank_is_a_trace(tmp_path: Path) -> None:
     timeline = Timeline()
     begun = time.monotonic()
     ended = timeline.add("compute", begun, 7)
-    path = timeline.write(tmp_path / "new", 2, "master")
+    path = timeline.write(tmp_path / "new", 2, "master", 5)
     name, span = json.loads(path.read_text())["traceEvents"]
     assert name == {"name": "process_name", "ph": "M", "pid": 2, "args": {"name": "2 master"}}
     assert span["dur"] == pytest.approx((ended - begun) * SECOND, abs=0.1)
