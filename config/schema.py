@@ -302,7 +302,7 @@ def _check_ports(config: Config) -> None:
     gateway: Path = ("api_gateway", "port")
     coordinator: Path = ("coordinator", "port")
     if config.coordinator.port == config.api_gateway.port:
-        raise InvalidSetting(coordinator, f"{format_key(gateway)} has this port already")
+        raise InvalidSetting(gateway, f"{format_key(coordinator)} has this port already")
     shared = {config.api_gateway.port: gateway, config.coordinator.port: coordinator}
     users: dict[tuple[str, int], Path] = {}
     for node in config.nodes.values():

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import structlog
 
@@ -76,7 +77,7 @@ class Engine:
         self._wakeup.setblocking(False)
         self._requests: dict[int, RunningRequest] = {}
         self._stopping = False
-        self._closed: Exception | None = None  # what every later request is told
+        self._closed: Callable[[], Exception] | None = None  # what every later request is told
         self._last_progress = time.monotonic()
         self._busy_since: float | None = None
         self._generated = self._prompted = 0
@@ -160,19 +161,20 @@ class Engine:
                 elif not self._take_arrived():
                     self._wait()
         except BaseException as error:
-            self._close(EngineFault(f"the engine failed: {error}"))
+            self._close(partial(EngineFault, f"the engine failed: {error}"))
             raise
-        self._close(EngineStopped("the server is stopping"))
+        self._close(partial(EngineStopped, "the server is stopping"))
         self._worker.goodbye()
 
-    def _close(self, outcome: Exception) -> None:
+    def _close(self, outcome: Callable[[], Exception]) -> None:
+        """`outcome`: a new one for each request; one that all raise would gather all their tracebacks."""
         # To the end under the lock: from then on callers of other threads run their commands themselves.
         with self._lock:
             self._closed = outcome
             while self._commands:
                 self._commands.popleft()()
             for request in self._requests.values():
-                self._outbox.post(request, outcome)
+                self._outbox.post(request, outcome())
             self._requests.clear()
             self._outbox.flush()
 
@@ -373,7 +375,7 @@ class Engine:
             self._scheduler.take_id(), request, loop, queue, len(request.emitted), tokens
         )
         if self._closed is not None:
-            self._outbox.post(running, self._closed)
+            self._outbox.post(running, self._closed())
             return running
         try:
             self._scheduler.add(running.sequence, len(tokens), running.to_make, tokens)

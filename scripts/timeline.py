@@ -2,7 +2,7 @@
 """What each stage did when: how long it computed, waited and was kept busy by Python, and one trace file.
 
     python scripts/timeline.py --ranks 3 --streams 8     # starts a cluster, records it under load
-    python scripts/timeline.py --folder FOLDER           # what a cluster with tracing.folder has written
+    python scripts/timeline.py FOLDER                    # what a cluster with tracing.folder has written
 
 Shares are of the time between the first and the last step in which any stage computed.  `idle` is what a
 stage did not compute.  `Python` is what a step costs a rank beside computing and waiting: choosing the step,
@@ -163,7 +163,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=Path, help="show what is there, and start nothing")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", metavar="FOLDER", help="show what is there, start nothing"
+    )
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write all ranks into one trace")
     parser.add_argument("--ranks", type=positive, default=3, help="default: 3")
     parser.add_argument("--streams", type=positive, default=8, help="default: 8")
@@ -173,6 +175,12 @@ def parse_arguments() -> argparse.Namespace:
     add_setup_arguments(parser)
     args = parser.parse_args()
     check_output(parser, args)
+    if args.folder is not None and not args.folder.is_dir():
+        parser.error(f"{args.folder}: there is no such folder")
+    if args.trace is not None and (
+        args.trace.is_dir() or not args.trace.absolute().parent.is_dir()
+    ):
+        parser.error(f"--trace {args.trace}: no file can be written there; FOLDER alone shows one")
     return args
 
 

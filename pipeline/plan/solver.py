@@ -176,6 +176,9 @@ def _no_room(fit: _Fit, nodes: Sequence[NodeResources]) -> PlanError:
         if node.memory_bytes is not None
     )
     needed = fit.bytes_needed(whole)
+    if len(nodes) > 1 and whole.end > 1:  # both ends of a tied model hold its embedding
+        first, others = LayerRange(0, 1), LayerRange(1, whole.end)
+        needed = fit.bytes_needed(first) + fit.bytes_needed(others)
     return PlanError(
         f"The model needs {gigabytes(needed)} (parameters, and caches for {fit.reserve_tokens} tokens), "
         f"which can't be divided by layers over the memory of the nodes ({offers}); "

@@ -166,7 +166,10 @@ async def respond(request: Request, exc: Exception) -> Response:
     if isinstance(exc, HTTPException):
         failure = replace(failure, message=f"{request.method} {request.url.path}: {exc.detail}.")
     if failure.code == "internal_error":
-        log.error("request failed", request_id=request_id, exc_info=exc)
+        # A fault of the engine hits all requests at once, and whoever found it shows where.
+        known = isinstance(exc, PipelineError)
+        details = {"reason": str(exc)} if known else {"exc_info": exc}
+        log.error("request failed", request_id=request_id, **details)
     return Response(
         to_json(failure.body()),
         status_code=failure.status,

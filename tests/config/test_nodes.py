@@ -99,7 +99,7 @@ def test_ports_run_out():
         ({"a": {**node(0), "ports": [1, 1, 2]}}, {}, "nodes.a.ports has port 1 already"),
         ({"a": node(0, "far", 8400)}, {}, "nodes.a.ports has port 8400 already"),
         ({"a": node(0, "far", 7998)}, {}, "nodes.a.ports has port 8000 already"),
-        ({}, {"coordinator": {"port": 8000}}, "api_gateway.port has this port already"),
+        ({}, {"coordinator": {"port": 8000}}, "coordinator.port has this port already"),
         (THREE, {"cluster": {"ranks": ["a", "d"]}}, "d is not a node of nodes.yaml"),
         (THREE, {"cluster": {"ranks": ["a", "a"]}}, "a is named twice"),
     ],
