@@ -244,7 +244,7 @@ def banner(settings: Settings, snapshot: ClusterSnapshot) -> str:
         )
     body = (
         f'{{"model": "{config.model.name}", "messages": '
-        '[{"role": "user", "content": "What is the capital of France?"}]}'
+        '[{"role": "user", "content": "What is the capital of France?"}], "temperature": 0}'
     )
     lines += [
         "Try:",
