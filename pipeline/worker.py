@@ -281,10 +281,8 @@ class Worker:
         """
         if send:
             waited = time.monotonic()
-            stages_after = self._loops * self._ring.size
-            self.stats.hung_at = (
-                waited + self._timeout * stages_after
-            )  # others may be at work for so long
+            # All other stages may be at work meanwhile.
+            self.stats.hung_at = waited + self._timeout * self._loops * self._ring.size
             self._ring.make_room()
             self.stats.hung_at = self._waited_since(waited, step) + self._timeout
         started = time.monotonic()

@@ -13,7 +13,6 @@ that is the tensor's.  Hops are measured one after the other.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -23,14 +22,13 @@ from typing import Any
 import msgspec
 
 from benchlib.hop import FLOAT_BYTES, Exchange, HopPlan, measure_all
+from benchlib.jobs import print_result, run_job
 from benchlib.options import new_parser, parse, positive, run, run_rounds, say
 from benchlib.ports import free_ports
 from benchlib.report import Column, new_figure, save_figure, table, write_json
-from benchlib.servers import LOG_TAIL, ServerFailed
 from benchlib.stats import medians_by, percentiles
 from benchlib.targets import Setup
 
-RESULT = "link-benchmark: "  # starts the one line of rank 0 that holds the result
 DEADLINE = 600.0  # seconds for one round
 FRAMES = (1, 32)  # sequences
 MICROSECONDS = 1e6
@@ -46,7 +44,7 @@ COLUMNS = (
 )
 
 
-def run_job(args: argparse.Namespace) -> list[list[Exchange]]:
+def exchanges(args: argparse.Namespace) -> list[list[Exchange]]:
     """One round: all ranks start, measure and end.  Raises ServerFailed with what they said if they don't."""
     plan = HopPlan(FRAMES, tuple(args.sizes), args.count)
     job = [sys.executable, "-m", "launcher.job"]
@@ -59,23 +57,7 @@ def run_job(args: argparse.Namespace) -> list[list[Exchange]]:
         job += ["--backend", args.backend]
     plan_text = msgspec.json.encode(plan).decode()
     command = [*job, "--", sys.executable, str(Path(__file__).resolve()), "--hop", plan_text]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=Path(__file__).parents[1],
-            env=Setup(Path()).environment(),
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ServerFailed(f"the ranks did not end within {DEADLINE:g} s") from None
-    for line in done.stdout.splitlines():
-        if line.startswith(RESULT):
-            return msgspec.json.decode(line.removeprefix(RESULT), type=list[list[Exchange]])
-    said = "\n".join((done.stdout + done.stderr).splitlines()[-LOG_TAIL:])
-    raise ServerFailed(f"the ranks ended with status {done.returncode}:\n{said}")
+    return run_job(command, Setup(Path()).environment(), list[list[Exchange]], DEADLINE)
 
 
 def rows_of(hops: Sequence[Sequence[Exchange]]) -> list[dict[str, Any]]:
@@ -116,7 +98,7 @@ def _numbers(exchange: Exchange, one_way: Sequence[float]) -> dict[str, float | 
 def one_round(args: argparse.Namespace, number: int) -> list[dict[str, Any]]:
     """One start of the ring."""
     say(f"round {number}")
-    return rows_of(run_job(args))
+    return rows_of(exchanges(args))
 
 
 def report(args: argparse.Namespace, rows: Sequence[dict[str, Any]], of_what: str) -> None:
@@ -170,7 +152,7 @@ def main() -> None:
         return
     hops = measure_all(msgspec.json.decode(args.hop, type=HopPlan))
     if hops is not None:
-        print(RESULT + msgspec.json.encode(hops).decode(), flush=True)
+        print_result(hops)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,11 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import yaml
 
-from benchlib.ports import HOST, free_ports
-from benchlib.servers import LOG_TAIL, ServerFailed
-from benchlib.targets import Setup
+from benchlib.jobs import print_result, run_job
+from benchlib.ports import free_ports
+from benchlib.targets import Setup, local_job, write_config
 from config import load
 from pipeline.engine import Engine
 from pipeline.pacing import Pacing
@@ -28,7 +26,6 @@ from pipeline.rank import Rank
 from pipeline.request import GenerationRequest, SamplingParams
 from pipeline.scheduler import Scheduler
 
-RESULT = "real-run: "  # starts the one line of rank 0 that holds the result
 DEADLINE = 1800.0  # seconds for all loads
 START = 300.0  # seconds for a rank to load
 PLAIN_IDS = 1000, 20_000  # token ids that every vocabulary here has, and that are not special
@@ -80,46 +77,20 @@ def measure(
     """
     ports = free_ports(2 + 4 * ranks)
     folder = Path(tempfile.mkdtemp(dir=scratch))
-    _write_config(folder, setup.model, ports[: 2 + 3 * ranks])
-    job = [sys.executable, "-m", "launcher.job", "--ranks", str(ranks)]
-    job += ["--starting-port", str(ports[2 + 3 * ranks]), "--"]
+    gateway, coordinator, *rest = ports
+    write_config(folder, setup.model, gateway, coordinator, rest[: 3 * ranks])
     told = msgspec.json.encode(loads).decode()
-    command = [*job, sys.executable, str(program), "--rank", str(folder), told]
+    command = [
+        *local_job(ranks, rest[3 * ranks]),
+        sys.executable,
+        str(program),
+        "--rank",
+        str(folder),
+        told,
+    ]
     for setting in setup.settings:
         command += ["--set", setting]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=Path(__file__).parents[2],
-            env=setup.environment(),
-            capture_output=True,
-            text=True,
-            timeout=DEADLINE,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ServerFailed(f"the ranks did not end within {DEADLINE:g} s") from None
-    for line in done.stdout.splitlines():
-        if line.startswith(RESULT):
-            return msgspec.json.decode(line.removeprefix(RESULT), type=list[RealResult])
-    said = "\n".join((done.stdout + done.stderr).splitlines()[-LOG_TAIL:])
-    raise ServerFailed(f"the ranks ended with status {done.returncode}:\n{said}")
-
-
-def _write_config(folder: Path, model: Path, ports: Sequence[int]) -> None:
-    gateway, coordinator, *nodes = ports
-    files = {
-        "cluster": {"coordinator": {"port": coordinator}, "api_gateway": {"port": gateway}},
-        "nodes": {
-            "nodes": {
-                f"n{i}": {"node_id": i, "host": HOST, "ports": nodes[3 * i : 3 * i + 3]}
-                for i in range(len(nodes) // 3)
-            }
-        },
-        "models": {"default_model": "bench", "models": {"bench": {"source": str(model)}}},
-    }
-    for name, content in files.items():
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    return run_job(command, setup.environment(), list[RealResult], DEADLINE)
 
 
 def serve_rank(folder: str, told: str, settings: Sequence[str]) -> None:
@@ -132,7 +103,7 @@ def serve_rank(folder: str, told: str, settings: Sequence[str]) -> None:
     if engine is not None:
         loads = msgspec.json.decode(told, type=list[RealLoad])
         results = [asyncio.run(_run(engine, one, seed)) for seed, one in enumerate(loads)]
-        print(RESULT + msgspec.json.encode(results).decode(), flush=True)
+        print_result(results)
         rank.stop()
     rank.ended.result(DEADLINE)
 

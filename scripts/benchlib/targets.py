@@ -80,8 +80,8 @@ class Setup:
 
     def _ours(self, ranks: int, folder: Path) -> LocalServer:
         gateway, coordinator, *rest = free_ports(2 + 4 * ranks)
-        _write_config(folder, self.model, gateway, coordinator, rest[: 3 * ranks])
-        command = [*_job(ranks, rest[3 * ranks]), sys.executable, "-m", "server"]
+        write_config(folder, self.model, gateway, coordinator, rest[: 3 * ranks])
+        command = [*local_job(ranks, rest[3 * ranks]), sys.executable, "-m", "server"]
         command += ["--config", str(folder)]
         for setting in self.settings:
             command += ["--set", setting]
@@ -96,14 +96,15 @@ class Setup:
         label = "mlx_lm.server"
         if target.kind == MLX_LM_PIPELINE:
             label += f" --pipeline, {target.ranks} ranks"
-            launch = _job if self.quiet_launch else _mlx_launch
+            launch = local_job if self.quiet_launch else _mlx_launch
             command = [*launch(target.ranks, ring[0]), *command, "--pipeline"]
         url = f"http://{HOST}:{port}"
         environment = self.environment()
         return LocalServer(label, command, environment, url, MLX_LM_MODEL, "/health", folder)
 
 
-def _job(ranks: int, ring_port: int) -> list[str]:
+def local_job(ranks: int, ring_port: int) -> list[str]:
+    """Starts ranks on this machine; what each is to run follows."""
     job = [sys.executable, "-m", "launcher.job", "--ranks", str(ranks)]
     return [*job, "--starting-port", str(ring_port), "--"]
 
@@ -113,7 +114,7 @@ def _mlx_launch(ranks: int, ring_port: int) -> list[str]:
     return [program, "-n", str(ranks), "--starting-port", str(ring_port), "--"]
 
 
-def _write_config(
+def write_config(
     folder: Path, model: Path, gateway: int, coordinator: int, ports: Sequence[int]
 ) -> None:
     """A configuration folder for one node per three `ports`, all on this machine."""
