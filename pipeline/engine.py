@@ -13,12 +13,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
 from pipeline.delivery import Outbox, Outcome, RunningRequest
+from pipeline.engine_stats import EngineStats
 from pipeline.errors import (
     BrokenOutput,
     EngineFault,
@@ -28,37 +28,13 @@ from pipeline.errors import (
     RequestRejected,
 )
 from pipeline.frames import Admission, Decode, Prefill, Result, Step
-from pipeline.limits import Limits
 from pipeline.link import Connection, Links
-from pipeline.memory import MemoryState
-from pipeline.pacing import Choice
-from pipeline.prefixes import PrefixStats
 from pipeline.request import FinishReason, GenerationRequest, SamplingParams, TokenEvent
 from pipeline.scheduler import Scheduler
 from pipeline.steps import Admitted, DecodeBatch, StepPlan
 from pipeline.worker import Worker
 
 log = structlog.get_logger()
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """What /health and /v1/cluster show of the engine."""
-
-    running: int
-    waiting: int
-    in_flight: int
-    groups: tuple[tuple[int, ...], ...]
-    steps: int
-    last_step_age: float | None  # seconds; None before the first step
-    busy: float  # seconds since there last was nothing to do
-    generated_tokens: int
-    prompt_tokens: int  # prefilled
-    prefixes: PrefixStats
-    memory: MemoryState
-    choice: Choice  # of the number of micro-batches
-    limits: Limits
-    kv_tokens: int  # reserved by running sequences and held for prefixes
 
 
 class Engine:

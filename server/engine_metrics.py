@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from pipeline.engine import EngineStats
+from pipeline.engine_stats import EngineStats
 
 PREFIX = "mlxc_"
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 import structlog
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-import pipeline.engine
+import pipeline.engine_stats
 from config import Settings
 from pipeline.engine import Engine
 from pipeline.errors import LinkTimeout
@@ -161,7 +161,7 @@ class Leader:
         stats = self._engine.stats()
         return EngineStats(stats.running, stats.waiting, stats.last_step_age, stats.busy)
 
-    def _engine_stats(self) -> pipeline.engine.EngineStats | None:
+    def _engine_stats(self) -> pipeline.engine_stats.EngineStats | None:
         return None if self._engine is None else self._engine.stats()
 
     def _scheduling(self) -> dict[str, object] | None:

@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from pipeline.engine import EngineStats
+from pipeline.engine_stats import EngineStats
 from pipeline.limits import Limits
 from pipeline.memory import Budget, MemoryState
 from pipeline.pacing import Choice
