@@ -30,6 +30,7 @@ from types import FrameType
 from typing import IO, NoReturn
 
 from launcher.hostfile import Hostfile, HostfileError, local_hostfile, read_hostfile
+from launcher.login import explain_login
 from launcher.outcome import Outcome, Transcript
 from launcher.remote import environment_arguments
 from launcher.session import KILL_TIMEOUT, kill_session
@@ -147,7 +148,7 @@ class Job:
         finally:
             kill_session(process.pid)
             status = self._status(process)
-        return self._transcript.outcome(status)
+        return explain_login(self._transcript.outcome(status), status, hosts)
 
     def _status(self, process: subprocess.Popen[bytes]) -> int:
         """The exit status of mlx.launch, which has ended by itself or was killed."""

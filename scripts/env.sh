@@ -115,17 +115,24 @@ find_openblas() {
     done
 }
 
+# apt_install ARGUMENTS...: where this user may; fails quietly
+apt_install() {
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        return 1
+    fi
+    # An unreachable mirror must not hold up the start for long.
+    timeout 180 sh -c '
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get install -y -qq "$@" || { apt-get update -qq && apt-get install -y -qq "$@"; }
+    ' sh "$@" </dev/null >/dev/null 2>&1
+}
+
 install_openblas() {
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
         return 1
     fi
     say "installing OpenBLAS (libopenblas0-pthread), with which MLX computes faster on a CPU"
-    # An unreachable mirror must not hold up the start for long.
-    timeout 180 sh -c '
-        export DEBIAN_FRONTEND=noninteractive
-        apt-get install -y -qq libopenblas0-pthread ||
-            { apt-get update -qq && apt-get install -y -qq libopenblas0-pthread; }
-    ' </dev/null >/dev/null 2>&1
+    apt_install libopenblas0-pthread
 }
 
 # MLX's CPU wheel for Linux carries the reference BLAS, which is many times slower than OpenBLAS.

@@ -145,7 +145,11 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self.ports.gateway}"
+        return f"http://{self.address(0)}:{self.ports.gateway}"
+
+    def address(self, rank: int) -> str:
+        """Where the node of `rank` is reached."""
+        return HOST
 
     @property
     def log(self) -> str:
@@ -191,11 +195,15 @@ class Cluster:
 
     def stop(self) -> None:
         """Ctrl-C; asserts an orderly end that leaves nothing."""
-        assert self.process
         self.http.close()
-        self.process.send_signal(signal.SIGINT)
+        self.interrupt()
         assert self.wait_ended(STOP_DEADLINE) == 0, self.log
         self.assert_nothing_left()
+
+    def interrupt(self) -> None:
+        """Ctrl-C"""
+        assert self.process
+        self.process.send_signal(signal.SIGINT)
 
     def assert_nothing_left(self) -> None:
         """No rank runs and no port is taken."""
@@ -207,7 +215,7 @@ class Cluster:
         """End whatever is left, without any assertion; for the cleanup of failed tests."""
         if self.process is None or self.process.poll() is not None:
             return
-        self.process.send_signal(signal.SIGINT)
+        self.interrupt()
         try:
             self.process.wait(STOP_DEADLINE)
         except subprocess.TimeoutExpired:
@@ -222,7 +230,7 @@ class Cluster:
 
     def health(self, rank: int) -> dict[str, Any]:
         """GET /health of a node's health port."""
-        return self._get(f"http://{HOST}:{self.ports.nodes[rank][2]}/health")
+        return self._get(f"http://{self.address(rank)}:{self.ports.nodes[rank][2]}/health")
 
     def sequences(self) -> list[int]:
         """Sequences that each rank holds, by its health port."""
@@ -265,6 +273,9 @@ class Cluster:
 
     # what it is started with
 
+    def node_name(self, rank: int) -> str:
+        return f"n{rank}"
+
     def _command(self) -> list[str]:
         server = [*self.spec.command]
         if not self.spec.bare:
@@ -272,16 +283,20 @@ class Cluster:
             server += [word for setting in self.spec.settings for word in ("--set", setting)]
         if self.spec.plain:
             return server
-        launcher = [sys.executable, "-m", "launcher.job", "--ranks", str(self.spec.ranks)]
+        launcher = [sys.executable, "-m", "launcher.job", *self._where()]
         launcher += ["--backend", self.spec.backend]
         launcher += ["--starting-port", str(self.ports.ring[0])]
         return [*launcher, "--", *server]
 
+    def _where(self) -> list[str]:
+        """The launcher's arguments that say on which hosts."""
+        return ["--ranks", str(self.spec.ranks)]
+
     def _write_config(self) -> None:
-        nodes = {
-            f"n{rank}": {"node_id": rank, "host": HOST, "ports": list(ports), **self.spec.node}
-            for rank, ports in enumerate(self.ports.nodes)
-        }
+        nodes = {}
+        for rank, ports in enumerate(self.ports.nodes):
+            place = {"node_id": rank, "host": self.address(rank), "ports": list(ports)}
+            nodes[self.node_name(rank)] = {**place, **self.spec.node}
         models = self.spec.models or {"default_model": MODEL, "models": {MODEL: {"source": "demo"}}}
         files = {
             "cluster": {
