@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +13,12 @@ from starlette.responses import Response
 
 from pipeline.request import FinishReason, GenerationRequest
 from server.api import params
+from server.api.errors import Failure
 from server.api.generation import Choice, Job, Piece, SequenceSpec
 from server.api.logprobs import chat_logprobs
 from server.api.schemas import ChatBody, parse
 from server.api.service import ServedModel, Service
-from server.api.streaming import Usage, streamed, whole
+from server.api.streaming import DONE, Events, Usage, data_event, streamed, whole
 from server.api.templates import chat_prompt
 
 
@@ -29,32 +29,43 @@ async def chat_completions(request: Request) -> Response:
     service.note_unknown_fields(body.unknown_fields())
     model, generator = service.serving(body.model)
     dialect = ChatDialect(model, body)
-    spec = await asyncio.to_thread(_spec, body, model, dialect.id)
-    job = Job(service, model, generator, [spec])
+    specs = await asyncio.to_thread(chat_specs, body, service, model, dialect.id)
+    job = Job(service, model, generator, specs, copies=len(specs))
     if body.stream:
         return await streamed(request, job, dialect, service.keep_alive_interval)
     return await whole(request, job, dialect)
 
 
-def _spec(body: ChatBody, model: ServedModel, request_id: str) -> SequenceSpec:
+def chat_specs(
+    body: ChatBody, service: Service, model: ServedModel, request_id: str
+) -> list[SequenceSpec]:
+    """What to ask of the engine: one sequence for each choice, which all share one prompt.
+
+    The sequences begin together, so all but the first start from what that one prefills.
+    """
     params.check_stream_options(body)
-    sampling = params.sampling(body, model, params.chat_logprobs(body))
-    asked = params.chat_max_tokens(body)
-    prompt = chat_prompt(body, model)
-    return SequenceSpec(
+    count = body.n or 1
+    params.check_places(count, 1, service.max_concurrent_requests)
+    logprobs, asked = params.chat_logprobs(body), params.chat_max_tokens(body)
+    seeds = params.seeds(body.seed, count)
+    sampling = [params.sampling(body, model, logprobs, seed) for seed in seeds]
+    prompt = tuple(chat_prompt(body, model))
+    max_tokens = params.fit(prompt, asked, body, model, "messages")
+    stops = tuple(body.stop or ())
+    requests = [
         GenerationRequest(
-            id=request_id,
-            prompt=tuple(prompt),
-            params=sampling,
-            max_tokens=params.fit(prompt, asked, body, model, "messages"),
-        ),
-        stops=tuple(body.stop or ()),
-    )
+            id=f"{request_id}-{index}", prompt=prompt, params=each, max_tokens=max_tokens
+        )
+        for index, each in enumerate(sampling)
+    ]
+    return [SequenceSpec(request, stops) for request in requests]
 
 
 @dataclass
 class ChatDialect:
     """Objects `chat.completion` and `chat.completion.chunk`."""
+
+    LAST = DONE
 
     model: ServedModel
     body: ChatBody
@@ -76,19 +87,27 @@ class ChatDialect:
         ]
         return {**self._head("chat.completion"), "choices": shown, "usage": usage}
 
-    def opening(self) -> Iterable[dict[str, Any]]:
-        yield self._chunk(0, {"role": "assistant", "content": ""})
+    def opening(self) -> Events:
+        return [
+            self._chunk(index, {"role": "assistant", "content": ""})
+            for index in range(self.body.n or 1)
+        ]
 
-    def delta(self, piece: Piece) -> dict[str, Any]:
-        return self._chunk(piece.index, {"content": piece.text}, logprobs=self._logprobs(piece))
+    def delta(self, piece: Piece) -> Events:
+        yield self._chunk(piece.index, {"content": piece.text}, logprobs=self._logprobs(piece))
 
-    def finish(self, index: int, reason: FinishReason) -> dict[str, Any]:
-        return self._chunk(index, {}, finish=reason)
+    def finish(self, index: int, reason: FinishReason) -> Events:
+        yield self._chunk(index, {}, finish=reason)
 
-    def usage(self, usage: Usage) -> dict[str, Any] | None:
-        if not self.body.include_usage:
-            return None
-        return {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
+    def closing(self, usage: Usage) -> Events:
+        if self.body.include_usage:
+            yield {**self._head("chat.completion.chunk"), "choices": [], "usage": usage}
+
+    def failure(self, failure: Failure) -> Events:
+        yield failure.body()
+
+    def encode(self, event: dict[str, Any]) -> bytes:
+        return data_event(event)
 
     def _chunk(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +13,13 @@ from starlette.responses import Response
 
 from pipeline.request import FinishReason, GenerationRequest
 from server.api import params
-from server.api.errors import InvalidRequest
+from server.api.errors import Failure, InvalidRequest
 from server.api.generation import Choice, Job, Piece, SequenceSpec
+from server.api.infill import infill_prompt
 from server.api.logprobs import completion_logprobs
 from server.api.schemas import CompletionBody, parse
 from server.api.service import ServedModel, Service
-from server.api.streaming import Usage, streamed, whole
+from server.api.streaming import DONE, Events, Usage, data_event, streamed, whole
 from server.api.templates import text_prompt
 
 
@@ -29,44 +29,81 @@ async def completions(request: Request) -> Response:
     body = await asyncio.to_thread(parse, CompletionBody, raw)
     service.note_unknown_fields(body.unknown_fields())
     model, generator = service.serving(body.model)
-    if len(body.prompts) > service.max_concurrent_requests:
-        message = f"At most {service.max_concurrent_requests} prompts can be served together."
-        raise InvalidRequest(message, param="prompt")
+    copies = _copies(body, service)
     dialect = CompletionDialect(model, body)
-    specs = await asyncio.to_thread(_specs, body, model, dialect.id)
-    job = Job(service, model, generator, specs)
+    specs = await asyncio.to_thread(_specs, body, model, dialect.id, copies)
+    job = Job(service, model, generator, specs, copies)
     if body.stream:
         return await streamed(request, job, dialect, service.keep_alive_interval)
     return await whole(request, job, dialect)
 
 
-def _specs(body: CompletionBody, model: ServedModel, request_id: str) -> list[SequenceSpec]:
+def _copies(body: CompletionBody, service: Service) -> int:
+    """Sequences for each prompt; raises InvalidRequest for numbers that contradict each other."""
+    choices = body.n or 1
+    copies = body.best_of or choices
+    if copies < choices:
+        raise InvalidRequest(f"best_of ({copies}) is less than n ({choices}).", param="best_of")
+    if body.stream and copies > choices:
+        message = "best_of can't be streamed: which are the best is known at the end."
+        raise InvalidRequest(message, param="best_of")
+    limit = service.max_concurrent_requests
+    params.check_places(len(body.prompts) * copies, len(body.prompts), limit)
+    return copies
+
+
+def _specs(
+    body: CompletionBody, model: ServedModel, request_id: str, copies: int
+) -> list[SequenceSpec]:
     params.check_stream_options(body)
-    max_tokens = body.max_tokens or params.COMPLETION_MAX_TOKENS
-    specs = []
-    for index, prompt in enumerate(body.prompts):
-        ids = _token_ids(prompt, model)
-        request = GenerationRequest(
-            id=f"{request_id}-{index}",
-            prompt=tuple(ids),
-            # Per prompt: without a seed in the request, each choice gets a random one of its own.
-            params=params.sampling(body, model, params.completion_logprobs(body)),
-            max_tokens=params.fit(ids, max_tokens, body, model, "prompt"),
+    if body.echo and body.logprobs is not None:
+        message = (
+            "echo: log probabilities of the prompt are not computed; leave out echo or logprobs."
         )
-        specs.append(SequenceSpec(request, tuple(body.stop or ()), continues_prompt=True))
-    return specs
+        raise InvalidRequest(message, param="echo", code="unsupported_parameter")
+    return [
+        spec
+        for index, prompt in enumerate(body.prompts)
+        for spec in _prompt_specs(prompt, body, model, f"{request_id}-{index}", copies)
+    ]
 
 
-def _token_ids(prompt: str | list[int], model: ServedModel) -> list[int]:
+def _prompt_specs(
+    prompt: str | list[int], body: CompletionBody, model: ServedModel, name: str, copies: int
+) -> list[SequenceSpec]:
+    ids = tuple(_token_ids(prompt, body, model))
+    max_tokens = params.fit(
+        ids, body.max_tokens or params.COMPLETION_MAX_TOKENS, body, model, "prompt"
+    )
+    # Which of more candidates are the best is told by their log probabilities.
+    logprobs = max(params.completion_logprobs(body), 0 if copies > (body.n or 1) else -1)
+    requests = [
+        GenerationRequest(
+            id=f"{name}-{copy}",
+            prompt=ids,
+            params=params.sampling(body, model, logprobs, seed),
+            max_tokens=max_tokens,
+        )
+        for copy, seed in enumerate(params.seeds(body.seed, copies))
+    ]
+    stops, continues = tuple(body.stop or ()), not body.suffix
+    return [SequenceSpec(request, stops, continues_prompt=continues) for request in requests]
+
+
+def _token_ids(prompt: str | list[int], body: CompletionBody, model: ServedModel) -> list[int]:
     if isinstance(prompt, str):
-        return text_prompt(prompt, model)
-    params.check_prompt_ids(prompt, model)
-    return prompt
+        ids = text_prompt(prompt, model)
+    else:
+        params.check_prompt_ids(prompt, model)
+        ids = prompt
+    return infill_prompt(ids, body.suffix, model) if body.suffix else ids
 
 
 @dataclass
 class CompletionDialect:
     """Object `text_completion`, the same for documents and chunks."""
+
+    LAST = DONE
 
     model: ServedModel
     body: CompletionBody
@@ -79,24 +116,55 @@ class CompletionDialect:
 
     def document(self, choices: list[Choice], usage: Usage) -> dict[str, Any]:
         shown = [
-            _choice(choice.index, choice.text, self._logprobs(choice), choice.finish)
-            for choice in choices
+            _choice(
+                index,
+                self._echo(index) + choice.text,
+                self._logprobs(choice),
+                choice.finish,
+            )
+            for index, choice in enumerate(self._best(choices))
         ]
         return {**self._head(), "choices": shown, "usage": usage}
 
-    def opening(self) -> Iterable[dict[str, Any]]:
-        return ()
+    def opening(self) -> Events:
+        if self.body.echo:
+            for index in range(len(self.body.prompts) * (self.body.n or 1)):
+                yield self._chunk(_choice(index, self._echo(index), None, None))
 
-    def delta(self, piece: Piece) -> dict[str, Any]:
-        return self._chunk(_choice(piece.index, piece.text, self._logprobs(piece), None))
+    def delta(self, piece: Piece) -> Events:
+        yield self._chunk(_choice(piece.index, piece.text, self._logprobs(piece), None))
 
-    def finish(self, index: int, reason: FinishReason) -> dict[str, Any]:
-        return self._chunk(_choice(index, "", None, reason))
+    def finish(self, index: int, reason: FinishReason) -> Events:
+        yield self._chunk(_choice(index, "", None, reason))
 
-    def usage(self, usage: Usage) -> dict[str, Any] | None:
-        if not self.body.include_usage:
-            return None
-        return {**self._head(), "choices": [], "usage": usage}
+    def closing(self, usage: Usage) -> Events:
+        if self.body.include_usage:
+            yield {**self._head(), "choices": [], "usage": usage}
+
+    def failure(self, failure: Failure) -> Events:
+        yield failure.body()
+
+    def encode(self, event: dict[str, Any]) -> bytes:
+        return data_event(event)
+
+    def _best(self, choices: list[Choice]) -> list[Choice]:
+        """The n best of the candidates for each prompt, the best one first where there are more than n."""
+        wanted, copies = self.body.n or 1, len(choices) // len(self.body.prompts)
+        if copies == wanted:
+            return choices
+        best = []
+        for first in range(0, len(choices), copies):
+            candidates = choices[first : first + copies]
+            # sorted is stable: of equals, the earlier one.
+            best += sorted(candidates, key=lambda choice: -choice.mean_logprob)[:wanted]
+        return best
+
+    def _echo(self, index: int) -> str:
+        """The prompt of a choice as text, if it is to come first."""
+        if not self.body.echo:
+            return ""
+        prompt = self.body.prompts[index // (self.body.n or 1)]
+        return prompt if isinstance(prompt, str) else self.model.tokenizer.decode(prompt)
 
     def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
         chunk = {**self._head(), "choices": [choice]}

@@ -7,6 +7,7 @@ one bounded queue.  Cancelling the task closes the engine's iterator, which is h
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
@@ -20,7 +21,9 @@ from server.api.errors import Overloaded
 from server.api.service import ServedModel, Service
 from server.api.text import Detokenizer, Span, TextStream
 
-QUEUED_PIECES = 64  # of all sequences of a request; a slow reader holds back the tasks, not memory
+QUEUED_PIECES = 256  # of all sequences of a request
+# Seconds that a client may be that far behind without a break.  Until then its tokens wait in the engine.
+PATIENCE_WITH_READER_S = 30.0
 CANCEL_TIMEOUT_S = 5.0
 
 log = structlog.get_logger(__name__)
@@ -53,6 +56,7 @@ class Piece:
     spans: tuple[Span, ...]
     finish: FinishReason | None
     tokens: int  # generated so far
+    logprob: float = 0.0  # sum over these tokens, where the engine was asked for log probabilities
 
 
 @dataclass
@@ -64,6 +68,16 @@ class Choice:
     spans: list[Span] = field(default_factory=list)
     finish: FinishReason | None = None
     tokens: int = 0
+    logprob: float = 0.0
+
+    @property
+    def mean_logprob(self) -> float:
+        """Of its tokens, the end token included; the worst there is without any."""
+        return self.logprob / self.tokens if self.tokens else -math.inf
+
+
+class ReaderTooSlow(Exception):
+    """The client takes its stream more slowly than it is made, for longer than is borne."""
 
 
 class Job:
@@ -79,11 +93,17 @@ class Job:
         model: ServedModel,
         generator: Generator,
         specs: Sequence[SequenceSpec],
+        copies: int = 1,
     ) -> None:
+        """`copies`: how many specs in a row have the same prompt, which counts once."""
         self._service = service
         self._model = model
         self._generator = generator
-        self._specs = specs
+        self._specs, self._copies = specs, copies
+        self.overrun = (
+            asyncio.Event()
+        )  # the client reads too slowly, and the sequences are given up
+        self._behind_since: float | None = None
         self._queue: asyncio.Queue[Piece | Exception] = asyncio.Queue(QUEUED_PIECES)
         self._first: Piece | None = None
         self._cached = [0] * len(specs)
@@ -96,12 +116,13 @@ class Job:
 
     @property
     def prompt_tokens(self) -> int:
-        return sum(len(spec.request.prompt) for spec in self._specs)
+        return sum(len(spec.request.prompt) for spec in self._specs[:: self._copies])
 
     @property
     def cached_tokens(self) -> int:
         """Prompt tokens that the engine did not have to prefill; known with the first piece of each choice."""
-        return sum(self._cached)
+        # The copies of a prompt start from the first one's caches; what that one found is what was saved.
+        return sum(self._cached[:: self._copies])
 
     async def __aenter__(self) -> Job:
         self._places.enter_context(self._service.admitted(self.size))
@@ -154,6 +175,7 @@ class Job:
                 texts[piece.index].append(piece.text)
                 choice.spans.extend(piece.spans)
                 choice.finish, choice.tokens = piece.finish, piece.tokens
+                choice.logprob = piece.logprob
         for choice, text in zip(choices, texts, strict=True):
             choice.text = "".join(text)
         return choices
@@ -161,6 +183,11 @@ class Job:
     async def _run(self, index: int, spec: SequenceSpec) -> None:
         try:
             await self._pump(index, spec)
+        except ReaderTooSlow:
+            log.warning(
+                "a stream is cancelled: its client reads too slowly", sequence=spec.request.id
+            )
+            self.overrun.set()
         except Exception as error:
             await self._queue.put(error)
             raise
@@ -173,16 +200,32 @@ class Job:
         async with aclosing(events):
             event = await self._first_event(events, spec)
             self._cached[index] = event.cached
+            logprob = 0.0
             while True:
                 delta = stream.push(event)
                 spans = delta.spans if with_logprobs else ()
+                logprob += event.logprobs.chosen if event.logprobs else 0.0
                 if delta.text or spans or delta.finish:
-                    await self._queue.put(
-                        Piece(index, delta.text, spans, delta.finish, stream.tokens)
-                    )
+                    piece = Piece(index, delta.text, spans, delta.finish, stream.tokens, logprob)
+                    await self._put(piece)
                 if delta.finish:
                     return
                 event = await _next_event(events, spec)
+
+    async def _put(self, piece: Piece) -> None:
+        """Queue a piece.  Raises ReaderTooSlow when the queue has been full for too long without a break."""
+        if not self._queue.full():
+            self._behind_since = None
+            self._queue.put_nowait(piece)
+            return
+        now = asyncio.get_running_loop().time()
+        if self._behind_since is None:
+            self._behind_since = now
+        patience = self._behind_since + PATIENCE_WITH_READER_S - now
+        try:
+            await asyncio.wait_for(self._queue.put(piece), patience)
+        except asyncio.TimeoutError:
+            raise ReaderTooSlow from None
 
     async def _first_event(
         self, events: AsyncGenerator[TokenEvent, None], spec: SequenceSpec

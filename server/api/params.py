@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
+from hashlib import blake2b
 from typing import TypeVar
 
 from pipeline.errors import ContextTooLong
@@ -21,10 +22,10 @@ COMPLETION_MAX_TOKENS = 16  # OpenAI's default for the older endpoint
 LEAST_TEMPERATURE = 1e-3
 
 
-def sampling(body: GenerationBody, model: ServedModel, logprobs: int) -> SamplingParams:
+def sampling(body: GenerationBody, model: ServedModel, logprobs: int, seed: int) -> SamplingParams:
     """The sampling parameters `body` asks for; what it leaves open is as the model's author recommends.
 
-    logprobs: as in SamplingParams.  Without a seed in the request each call draws one.
+    logprobs: as in SamplingParams.
     """
     defaults = model.defaults
     temperature = _or(body.temperature, defaults.temperature)
@@ -32,7 +33,7 @@ def sampling(body: GenerationBody, model: ServedModel, logprobs: int) -> Samplin
     _check_vocabulary(stop_ids, model, "stop_token_ids")
     end_tokens = () if body.ignore_eos else model.end_tokens
     return SamplingParams(
-        seed=_seed(body.seed),
+        seed=seed,
         temperature=temperature if temperature >= LEAST_TEMPERATURE else 0.0,
         top_p=_or(body.top_p, defaults.top_p),
         # More than all is all, and the ranks count in 32 bits.
@@ -46,6 +47,14 @@ def sampling(body: GenerationBody, model: ServedModel, logprobs: int) -> Samplin
         end_tokens=tuple(dict.fromkeys((*end_tokens, *stop_ids))),
         logprobs=logprobs,
     )
+
+
+def check_places(sequences: int, prompts: int, limit: int) -> None:
+    """Refuse a request that could never get places for all of its sequences."""
+    if sequences > limit:
+        param = "n" if prompts == 1 else "prompt"
+        message = f"{param} asks for {sequences} sequences; at most {limit} can be served together."
+        raise InvalidRequest(message, param=param)
 
 
 def check_stream_options(body: GenerationBody) -> None:
@@ -110,9 +119,18 @@ def _or(value: N | None, default: N) -> N:
     return default if value is None else value
 
 
-def _seed(asked: int | None) -> int:
-    """63 bits: the sign of a negative seed is dropped from its two's complement."""
-    return secrets.randbits(SEED_BITS) if asked is None else asked & ((1 << SEED_BITS) - 1)
+def seeds(asked: int | None, count: int) -> list[int]:
+    """A seed for each of `count` choices of one prompt; the first is the one that was asked for."""
+    if asked is None:
+        return [secrets.randbits(SEED_BITS) for _ in range(count)]
+    # 63 bits: the sign of a negative seed is dropped from its two's complement.
+    first = asked & ((1 << SEED_BITS) - 1)
+    return [first, *(_derived(first, index) for index in range(1, count))]
+
+
+def _derived(seed: int, index: int) -> int:
+    digest = blake2b(f"{seed}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> (64 - SEED_BITS)
 
 
 def _check_vocabulary(ids: Iterable[int], model: ServedModel, param: str) -> None:

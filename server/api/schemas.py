@@ -29,6 +29,8 @@ from server.api.strict_json import json_object
 # Limits of what validation may cost, far beyond any real request.
 MAX_ITEMS = 10_000
 MAX_BIASES = 1_000
+MAX_CHOICES = 128
+MAX_CANDIDATES = 128
 MAX_STOP_CHARS = 1000  # scanning for a stop string costs its length at each token
 
 INT64 = Field(ge=-(1 << 63), lt=1 << 63)
@@ -87,6 +89,8 @@ class Part(BaseModel):
 
 class StreamOptions(Part):
     include_usage: StrictBool | None = None
+    include_obfuscation: Annotated[Any, only(False)] = None
+    continuous_usage_stats: Annotated[Any, only(False)] = None
 
 
 class GenerationBody(Part):
@@ -103,7 +107,15 @@ class GenerationBody(Part):
     stop: Annotated[list[StopString], AT_MOST_4, BeforeValidator(_one_or_many)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
-    user: StrictStr | None = None  # for the provider's statistics; changes no answer
+    n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
+
+    # For the provider's accounts and caches: they change no answer.
+    user: StrictStr | None = None
+    metadata: Annotated[dict[str, StrictStr], Field(max_length=16)] | None = None
+    safety_identifier: StrictStr | None = None
+    prompt_cache_key: StrictStr | None = None
+    prompt_cache_retention: StrictStr | None = None
+    service_tier: Annotated[Any, only("auto", "default")] = None
 
     top_k: Annotated[StrictInt, Field(ge=-1, lt=1 << 63)] | None = None
     min_p: Fraction | None = None
@@ -113,7 +125,20 @@ class GenerationBody(Part):
     ignore_eos: StrictBool | None = None
     min_tokens: Natural | None = None
 
-    n: Annotated[Any, only(1)] = None
+    # vLLM's names for what is not served, or always so.
+    add_special_tokens: Annotated[Any, only()] = None
+    allowed_token_ids: Annotated[Any, only()] = None
+    bad_words: Annotated[Any, only([])] = None
+    include_stop_str_in_output: Annotated[Any, only(False)] = None
+    length_penalty: Annotated[Any, only(1.0)] = None
+    priority: Annotated[Any, only(0)] = None
+    prompt_logprobs: Annotated[Any, only()] = None
+    return_token_ids: Annotated[Any, only(False)] = None
+    return_tokens_as_token_ids: Annotated[Any, only(False)] = None
+    skip_special_tokens: Annotated[Any, only(True)] = None
+    spaces_between_special_tokens: Annotated[Any, only(True)] = None
+    truncate_prompt_tokens: Annotated[Any, only()] = None
+    use_beam_search: Annotated[Any, only(False)] = None
     guided_json: Annotated[Any, only()] = None
     guided_regex: Annotated[Any, only()] = None
     guided_choice: Annotated[Any, only()] = None
@@ -204,6 +229,12 @@ class ChatBody(GenerationBody):
     prediction: Annotated[Any, only()] = None
     web_search_options: Annotated[Any, only()] = None
     store: Annotated[Any, only(False)] = None
+    documents: Annotated[Any, only([])] = None
+    chat_template: Annotated[Any, only()] = None
+    add_generation_prompt: Annotated[Any, only(True)] = None
+    continue_final_message: Annotated[Any, only(False)] = None
+    echo: Annotated[Any, only(False)] = None
+    moderation: Annotated[Any, only()] = None
     verbosity: Annotated[Any, only("medium")] = None
 
     def unknown_fields(self) -> Iterator[str]:
@@ -237,9 +268,11 @@ class CompletionBody(GenerationBody):
     prompt: Annotated[Any, AfterValidator(_prompts)]
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
 
-    best_of: Annotated[Any, only(1)] = None
-    echo: Annotated[Any, only(False)] = None
-    suffix: Annotated[Any, only("")] = None
+    best_of: Annotated[StrictInt, Field(ge=1, le=MAX_CANDIDATES)] | None = None
+    echo: StrictBool | None = None
+    suffix: StrictStr | None = (
+        None  # what comes after the output; needs a model that knows how to fill in
+    )
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -5,6 +5,7 @@ A `Dialect` knows the shapes of one endpoint; everything about order, errors and
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Protocol
@@ -18,12 +19,13 @@ from starlette.types import Receive, Scope, Send
 from pipeline.errors import PipelineError
 from pipeline.request import FinishReason
 from server.api.disconnect import unless_disconnected
-from server.api.errors import ApiError, failure_of
+from server.api.errors import ApiError, Failure, failure_of
 from server.api.generation import Choice, Job, Piece
 from server.api.wire import to_json
 
 DONE = b"data: [DONE]\n\n"
 
+Events = Iterable[dict[str, Any]]
 Usage = dict[str, Any]  # the object `usage` of a response
 log = structlog.get_logger(__name__)
 
@@ -35,21 +37,31 @@ class Dialect(Protocol):
         """The whole response."""
         ...
 
-    def opening(self) -> Iterable[dict[str, Any]]:
-        """Chunks before any text."""
+    def opening(self) -> Events:
+        """Before any text."""
         ...
 
-    def delta(self, piece: Piece) -> dict[str, Any]:
-        """The chunk with the text and log probabilities of `piece`, without its finish reason."""
+    def delta(self, piece: Piece) -> Events:
+        """The text and log probabilities of `piece`, without its finish reason."""
         ...
 
-    def finish(self, index: int, reason: FinishReason) -> dict[str, Any]:
-        """The last chunk of a choice."""
+    def finish(self, index: int, reason: FinishReason) -> Events:
+        """The end of a choice."""
         ...
 
-    def usage(self, usage: Usage) -> dict[str, Any] | None:
-        """The chunk after all choices, None if it was not asked for."""
+    def closing(self, usage: Usage) -> Events:
+        """After all choices."""
         ...
+
+    def failure(self, failure: Failure) -> Events:
+        """An error after the stream has begun; nothing but `LAST` follows."""
+        ...
+
+    def encode(self, event: dict[str, Any]) -> bytes:
+        """An event as it is sent; `data_event` or `named_event`."""
+        ...
+
+    LAST: bytes  # what ends every stream
 
 
 async def whole(request: Request, job: Job, dialect: Dialect) -> Response:
@@ -68,7 +80,7 @@ async def streamed(request: Request, job: Job, dialect: Dialect, keep_alive: flo
         await stack.enter_async_context(job)
         await unless_disconnected(request.receive, job.start(keep_alive))
         events = _events(job, dialect, request.state.request_id)
-        return _JobResponse(events, stack.pop_all(), keep_alive)
+        return _JobResponse(events, stack.pop_all(), job.overrun, keep_alive)
     raise AssertionError("an exit stack does not swallow exceptions")
 
 
@@ -76,14 +88,28 @@ class _JobResponse(EventSourceResponse):
     """Events of a job that is closed with the response, even if the first event was never sent."""
 
     def __init__(
-        self, events: AsyncIterator[bytes], owned: AsyncExitStack, keep_alive: float
+        self,
+        events: AsyncIterator[bytes],
+        owned: AsyncExitStack,
+        overrun: asyncio.Event,
+        keep_alive: float,
     ) -> None:
         super().__init__(events, ping=keep_alive, ping_message_factory=_keep_alive, sep="\n")
-        self._owned = owned
+        self._owned, self._overrun = owned, overrun
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._owned:
-            await super().__call__(scope, receive, send)
+            answering = asyncio.create_task(super().__call__(scope, receive, send))
+            overrun = asyncio.create_task(self._overrun.wait())
+            try:
+                await asyncio.wait({answering, overrun}, return_when=asyncio.FIRST_COMPLETED)
+                if answering.done():
+                    answering.result()
+            finally:
+                # A response that is not complete closes the connection.
+                answering.cancel()
+                overrun.cancel()
+                await asyncio.gather(answering, overrun, return_exceptions=True)
 
 
 def _keep_alive() -> ServerSentEvent:
@@ -92,36 +118,46 @@ def _keep_alive() -> ServerSentEvent:
 
 async def _events(job: Job, dialect: Dialect, request_id: str) -> AsyncGenerator[bytes, None]:
     try:
-        async with aclosing(_chunks(job, dialect)) as chunks:
-            async for chunk in chunks:
-                yield _event(chunk)
+        async with aclosing(_progress(job, dialect)) as progress:
+            async for event in progress:
+                yield dialect.encode(event)
     except (ApiError, PipelineError) as error:
         log.warning("stream failed", request_id=request_id, error=str(error))
-        yield _event(failure_of(error, request_id).body())
+        for event in dialect.failure(failure_of(error, request_id)):
+            yield dialect.encode(event)
     except Exception as error:
-        yield _event(failure_of(error, request_id).body())
+        for event in dialect.failure(failure_of(error, request_id)):
+            yield dialect.encode(event)
         raise
-    yield DONE
+    if dialect.LAST:
+        yield dialect.LAST
 
 
-async def _chunks(job: Job, dialect: Dialect) -> AsyncGenerator[dict[str, Any], None]:
-    for chunk in dialect.opening():
-        yield chunk
+async def _progress(job: Job, dialect: Dialect) -> AsyncGenerator[dict[str, Any], None]:
+    for event in dialect.opening():
+        yield event
     tokens = [0] * job.size
     async with aclosing(job.pieces()) as pieces:
         async for piece in pieces:
             tokens[piece.index] = piece.tokens
             if piece.text or piece.spans:
-                yield dialect.delta(piece)
+                for event in dialect.delta(piece):
+                    yield event
             if piece.finish is not None:
-                yield dialect.finish(piece.index, piece.finish)
-    last = dialect.usage(usage_of(job, sum(tokens)))
-    if last is not None:
-        yield last
+                for event in dialect.finish(piece.index, piece.finish):
+                    yield event
+    for event in dialect.closing(usage_of(job, sum(tokens))):
+        yield event
 
 
-def _event(chunk: dict[str, Any]) -> bytes:
-    return b"data: " + to_json(chunk) + b"\n\n"
+def data_event(event: dict[str, Any]) -> bytes:
+    """As Chat Completions and Completions have it."""
+    return b"data: " + to_json(event) + b"\n\n"
+
+
+def named_event(event: dict[str, Any]) -> bytes:
+    """As Responses and Messages have it: named by its type."""
+    return b"event: " + str(event["type"]).encode() + b"\n" + data_event(event)
 
 
 def usage_of(job: Job, completion_tokens: int) -> Usage:

@@ -125,6 +125,20 @@ def test_little_memory_evicts_but_changes_nothing(architecture: str) -> None:
     assert outcomes[0] == outcomes[1]
 
 
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text", "lfm2"])
+def test_choices_of_one_prompt_that_come_together_prefill_it_once(architecture: str) -> None:
+    async def scenario(engine: Engine) -> list[list[TokenEvent]]:
+        seeds = (SamplingParams(seed=seed, temperature=1.3) for seed in range(5))
+        return await asyncio.gather(*(ask(engine, PROMPT, params=params) for params in seeds))
+
+    with running(**settings(architecture)) as (engine, _):
+        answers = asyncio.run(scenario(engine))
+        prefilled = engine.stats().prompt_tokens
+    assert prefilled == len(PROMPT) - 1
+    assert [events[0].cached for events in answers] == [0] + 4 * [len(PROMPT) - 1]
+    assert len({tuple(tokens_of(events)) for events in answers}) == 5
+
+
 @pytest.mark.parametrize("architecture", ["qwen3", "mamba2"])
 def test_a_prompt_cancelled_half_way_is_kept_as_far_as_it_came(
     architecture: str, monkeypatch: pytest.MonkeyPatch

@@ -52,7 +52,7 @@ def test_a_request_outranks_the_file() -> None:
     model = make_service(FakeEngine()).model
     assert model is not None
     recommended = replace(model, defaults=SamplingDefaults(temperature=0.2, top_p=0.9, top_k=5))
-    left_open = params.sampling(body(), recommended, -1)
+    left_open = params.sampling(body(), recommended, -1, 0)
     assert (left_open.temperature, left_open.top_p, left_open.top_k) == (0.2, 0.9, 5)
-    asked = params.sampling(body(temperature=0, top_p=1, top_k=0), recommended, -1)
+    asked = params.sampling(body(temperature=0, top_p=1, top_k=0), recommended, -1, 0)
     assert (asked.temperature, asked.top_p, asked.top_k) == (0.0, 1.0, 0)
