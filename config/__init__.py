@@ -4,6 +4,7 @@ Order, later ones win: defaults in the code, {cluster,nodes,models,network}.yaml
 (MLXC_SECTION__KEY), `--set key=value` and the short forms --model and --port, runtime changes of dynamic keys.
 """
 
+from config.access import AccessConfig
 from config.cli import add_arguments, from_arguments, render
 from config.digests import settings_digests
 from config.errors import ConfigError
@@ -23,6 +24,7 @@ from config.sources import PLAIN_VARIABLES
 __all__ = [
     "DEMO",
     "PLAIN_VARIABLES",
+    "AccessConfig",
     "ApiGatewayConfig",
     "ClusterConfig",
     "Config",

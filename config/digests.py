@@ -8,10 +8,13 @@ from collections.abc import Mapping
 
 from config.schema import Config
 
-SHARED = ("cluster", "coordinator", "api_gateway", "scheduler", "network", "nodes")
+SHARED = ("cluster", "coordinator", "api_gateway", "scheduler", "network", "nodes", "access")
 
-# A node may listen on an address of its own, and keep the model in a folder of its own.
-OWN_MATTERS: Mapping[str, frozenset[str]] = {"api_gateway": frozenset({"host"})}
+# A node may listen on an address of its own, and keep the model and other files in folders of its own.
+OWN_MATTERS: Mapping[str, frozenset[str]] = {
+    "api_gateway": frozenset({"host"}),
+    "access": frozenset({"keys_file", "cluster_secret_file", "audit", "front_door"}),
+}
 OWN_MATTERS_OF_THE_MODEL = frozenset({"source"})
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, model_validator
 
+from config.access import AccessConfig
 from config.errors import ConfigError, InvalidSetting
 from config.keys import Path, closest, format_key
 from config.models import LayerRange, ModelConfig, Shard, is_source, unlisted_model
@@ -187,6 +188,7 @@ class Config(Section):
         default=NetworkConfig(), description="Links, deadlines and retries."
     )
     tracing: TracingConfig = Field(default=TracingConfig(), description="Timelines.")
+    access: AccessConfig = Field(default=AccessConfig(), description="Keys, roles and limits.")
     nodes: Annotated[Mapping[Name, NodeConfig], AfterValidator(_name_entries)] = Field(
         default={}, description="The named nodes; ranks beyond them get names and ports by rule."
     )

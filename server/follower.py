@@ -5,9 +5,12 @@ from __future__ import annotations
 from config import Settings
 from pipeline.engine import Engine
 from pipeline.rank import Placement
+from server.access.errors import AccessError
+from server.access.middleware import Guard
+from server.access.startup import open_access
 from server.node.forward import ForwardLimits, forward_app
 from server.node.health import NodeView, health_app
-from server.node.serve import HttpServers, Listener, start_servers
+from server.node.serve import HttpServers, Listener, StartupFailed, start_servers
 from server.rpc.client import CoordinatorClient
 
 
@@ -16,18 +19,23 @@ class Follower:
 
     def __init__(self, settings: Settings, placement: Placement, view: NodeView) -> None:
         meeting = placement.meeting
+        self._settings, self._view, self._hosts = settings, view, meeting.hosts
         self._host, self._ports = meeting.host, meeting.node.ports
         limits = ForwardLimits(max_body_bytes=settings.config.api_gateway.max_body_bytes)
         self._forward = forward_app(meeting.hosts[0], meeting.nodes[0].ports.inference, limits)
-        self._health = health_app(view)
         self._servers: HttpServers | None = None
 
     async def start(self) -> None:
-        """Open both ports."""
+        """Open both ports.  Raises StartupFailed if strangers could come in and nobody said that they may."""
+        try:
+            access = open_access(self._settings.config.access, [self._host], self._hosts)
+        except AccessError as error:
+            raise StartupFailed(str(error)) from error
+        health = health_app(self._view, Guard(access.policy))
         self._servers = await start_servers(
             [
                 Listener("inference", self._forward, self._host, self._ports.inference),
-                Listener("health", self._health, self._host, self._ports.health),
+                Listener("health", health, self._host, self._ports.health),
             ]
         )
 

@@ -19,6 +19,9 @@ from pipeline.plan.resources import prefill_chunk
 from pipeline.rank import Placement
 from pipeline.request import GenerationRequest, SamplingParams
 from pipeline.scheduler import Scheduler
+from server.access.errors import AccessError
+from server.access.middleware import Guard
+from server.access.startup import make_guard
 from server.api import ServedModel, Service, create_app
 from server.api.defaults import SamplingDefaults, read_defaults
 from server.api.tokenizer import load_tokenizer
@@ -26,7 +29,7 @@ from server.closing import close_all
 from server.engine_metrics import EngineMetrics, metrics_route, scheduling
 from server.node.cluster_routes import ClusterView, EngineStats, cluster_routes, fault_of
 from server.node.health import NodeView, health_app
-from server.node.serve import HttpServers, Listener, start_servers
+from server.node.serve import HttpServers, Listener, StartupFailed, start_servers
 from server.rpc.client import CoordinatorClient
 from server.rpc.coordinator import Coordinator
 from server.rpc.errors import CoordinatorLost
@@ -67,6 +70,7 @@ class Leader:
             max_body_bytes=config.api_gateway.max_body_bytes,
             max_concurrent_requests=config.api_gateway.max_concurrent_requests,
             first_token_timeout=config.api_gateway.timeout,
+            log_prompts=config.access.log_prompts,
         )
         cluster = ClusterView(
             name=config.cluster.name,
@@ -79,9 +83,18 @@ class Leader:
             uptime_s=view.uptime_s,
         )
         metrics = EngineMetrics(config.model.name, self._engine_stats)
-        routes = [*cluster_routes(cluster), metrics_route(metrics)]
-        self._app = create_app(self._service, routes)
-        self._health = health_app(view)
+        self.routes = [*cluster_routes(cluster), metrics_route(metrics)]
+        self._view = view
+
+    def _make_guard(self) -> tuple[Guard, str]:
+        """Raises StartupFailed if strangers could come in and nobody has said that they may."""
+        config, meeting = self._settings.config, self._meeting
+        coordinator = config.coordinator.host or meeting.host
+        listening = [config.api_gateway.host, coordinator, *meeting.hosts]
+        try:
+            return make_guard(config, listening, meeting.hosts)
+        except AccessError as error:
+            raise StartupFailed(str(error)) from error
 
     async def start(self) -> None:
         """Load the tokenizer and open all ports; the API answers 503 until the model is there.
@@ -90,11 +103,15 @@ class Leader:
         """
         self._tokenizer, self._defaults = await asyncio.to_thread(self._text_side)
         gateway, node = self._settings.config.api_gateway, self._meeting.node
+        guard, notice = self._make_guard()
+        log.info(notice)
+        app = create_app(self._service, self.routes, guard)
+        health = health_app(self._view, Guard(guard.policy))
         self._servers = await start_servers(
             [
-                Listener("gateway", self._app, gateway.host, gateway.port),
-                Listener("inference", self._app, self._meeting.host, node.ports.inference),
-                Listener("health", self._health, self._meeting.host, node.ports.health),
+                Listener("gateway", app, gateway.host, gateway.port),
+                Listener("inference", app, self._meeting.host, node.ports.inference),
+                Listener("health", health, self._meeting.host, node.ports.health),
             ]
         )
         coordinator = self._settings.config.coordinator

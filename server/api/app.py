@@ -11,6 +11,8 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
 
 from pipeline.errors import PipelineError
+from server.access.errors import Refusal
+from server.access.middleware import AccessMiddleware, Guard
 from server.api.chat import chat_completions
 from server.api.completions import completions
 from server.api.errors import ApiError, respond
@@ -19,13 +21,16 @@ from server.api.request_id import RequestIdMiddleware
 from server.api.service import Service
 
 # `Exception` is for what nobody foresaw: Starlette answers with it, then raises it for the server to log.
-HANDLED = (ApiError, PipelineError, HTTPException, ClientDisconnect, Exception)
+HANDLED = (ApiError, Refusal, PipelineError, HTTPException, ClientDisconnect, Exception)
 
 
-def create_app(service: Service, extra_routes: Sequence[BaseRoute] = ()) -> Starlette:
+def create_app(
+    service: Service, extra_routes: Sequence[BaseRoute] = (), guard: Guard | None = None
+) -> Starlette:
     """The application over `service`.
 
     extra_routes: tried first; their handlers may raise ApiError and find the service in `request.app.state`.
+    guard: who is let in; None: everybody.
     """
     routes = [
         *extra_routes,
@@ -36,10 +41,15 @@ def create_app(service: Service, extra_routes: Sequence[BaseRoute] = ()) -> Star
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(RequestIdMiddleware)],
+        middleware=[Middleware(RequestIdMiddleware), *guarded(guard)],
         exception_handlers=dict.fromkeys(HANDLED, respond),
     )
     # A redirect would name this rank's own address, also to clients of the other nodes.
     app.router.redirect_slashes = False
     app.state.service = service
     return app
+
+
+def guarded(guard: Guard | None) -> list[Middleware]:
+    """The middleware that lets in or refuses; below that of request ids, above all that answers."""
+    return [] if guard is None else [Middleware(AccessMiddleware, guard)]

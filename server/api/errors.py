@@ -8,8 +8,8 @@
     ├── Overloaded            503 overloaded, with Retry-After
     └── NotReady              503 not_ready, with Retry-After
 
-Errors of the engine (`pipeline.errors`) and of routing (`HTTPException`) keep their own types; `failure_of`
-knows what each of them means to a client.
+Refusals of access (`server.access.errors`), errors of the engine (`pipeline.errors`) and of routing
+(`HTTPException`) keep their own types; `failure_of` knows what each of them means to a client.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from pipeline.errors import ContextTooLong, EngineStopped, PipelineError, QueueFull
+from server.access.errors import Refusal
 from server.api.wire import to_json
 
 RETRY_AFTER_S = 2
@@ -127,6 +128,8 @@ def failure_of(exc: Exception, request_id: str) -> Failure:
         return Failure(
             exc.status, exc.message, exc.type, exc.param, exc.code, _HEADERS.get(exc.status, {})
         )
+    if isinstance(exc, Refusal):
+        return Failure(exc.status, exc.message, exc.type, None, exc.code, exc.headers)
     if isinstance(exc, PipelineError):
         return _engine_failure(exc, request_id)
     if isinstance(exc, HTTPException):

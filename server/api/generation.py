@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack, aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -17,6 +17,7 @@ import structlog
 
 from pipeline.errors import EngineFault
 from pipeline.request import FinishReason, GenerationRequest, Generator, TokenEvent
+from server.access import account
 from server.api.errors import Overloaded
 from server.api.service import ServedModel, Service
 from server.api.text import Detokenizer, Span, TextStream
@@ -107,6 +108,7 @@ class Job:
         self._queue: asyncio.Queue[Piece | Exception] = asyncio.Queue(QUEUED_PIECES)
         self._first: Piece | None = None
         self._cached = [0] * len(specs)
+        self._made = [0] * len(specs)  # tokens
         self._tasks: list[asyncio.Task[None]] = []
         self._places = ExitStack()
 
@@ -125,7 +127,11 @@ class Job:
         return sum(self._cached[:: self._copies])
 
     async def __aenter__(self) -> Job:
-        self._places.enter_context(self._service.admitted(self.size))
+        with ExitStack() as places:
+            # What the key may use comes first: it says more than that the server is full.
+            places.enter_context(self._accounted())
+            places.enter_context(self._service.admitted(self.size))
+            self._places = places.pop_all()
         self._tasks = [
             asyncio.create_task(self._run(index, spec), name=spec.request.id)
             for index, spec in enumerate(self._specs)
@@ -146,6 +152,16 @@ class Job:
                 log.error("the engine does not give up a sequence", sequence=task.get_name())
         finally:
             self._places.close()
+
+    @contextmanager
+    def _accounted(self) -> Iterator[None]:
+        """Charge the key of this request.  Raises RateLimited."""
+        asked = sum(spec.request.max_tokens for spec in self._specs)
+        holding = account.current().start(self.size, self.prompt_tokens, asked)
+        try:
+            yield
+        finally:
+            holding.end(sum(self._made))
 
     async def start(self, patience: float) -> None:
         """Wait for the first piece, at most `patience` seconds; raises if a sequence failed."""
@@ -203,12 +219,14 @@ class Job:
             logprob = 0.0
             while True:
                 delta = stream.push(event)
+                self._made[index] = stream.tokens
                 spans = delta.spans if with_logprobs else ()
                 logprob += event.logprobs.chosen if event.logprobs else 0.0
                 if delta.text or spans or delta.finish:
                     piece = Piece(index, delta.text, spans, delta.finish, stream.tokens, logprob)
                     await self._put(piece)
                 if delta.finish:
+                    self._log_content(spec, stream)
                     return
                 event = await _next_event(events, spec)
 
@@ -226,6 +244,12 @@ class Job:
             await asyncio.wait_for(self._queue.put(piece), patience)
         except asyncio.TimeoutError:
             raise ReaderTooSlow from None
+
+    def _log_content(self, spec: SequenceSpec, stream: TextStream) -> None:
+        """Only where access.log_prompts is set: nothing else writes what people say into a log."""
+        if self._service.log_prompts:
+            prompt = self._model.tokenizer.decode(spec.request.prompt)
+            log.info("answered", sequence=spec.request.id, prompt=prompt, output=stream.text)
 
     async def _first_event(
         self, events: AsyncGenerator[TokenEvent, None], spec: SequenceSpec

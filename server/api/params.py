@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from pipeline.errors import ContextTooLong
 from pipeline.request import SamplingParams
+from server.access import account
 from server.api.errors import InvalidRequest
 from server.api.schemas import ChatBody, CompletionBody, GenerationBody
 from server.api.service import ServedModel
@@ -95,8 +96,8 @@ def fit(
 ) -> int:
     """Number of output tokens for a prompt; None stands for the rest of the context.
 
-    param: the field that holds the prompt.  Raises InvalidRequest when prompt and output exceed the context or
-    min_tokens exceeds the output.
+    param: the field that holds the prompt.  Raises InvalidRequest when prompt and output exceed the context,
+    min_tokens exceeds the output, or the output what the key may ask for.
     """
     if not prompt:
         raise InvalidRequest(f"{param} has no tokens.", param=param)
@@ -104,7 +105,11 @@ def fit(
     if asked > model.max_model_len:
         message = str(ContextTooLong(asked, model.max_model_len))
         raise InvalidRequest(message, param=param, code="context_length_exceeded")
-    room = max_tokens or model.max_model_len - len(prompt)
+    most = account.current().max_tokens
+    if most is not None and (max_tokens or 0) > most:
+        message = f"This key may ask for at most {most} output tokens, not {max_tokens}."
+        raise InvalidRequest(message, param="max_tokens")
+    room = max_tokens or min(model.max_model_len - len(prompt), most or model.max_model_len)
     if body.min_tokens is not None and body.min_tokens > room:
         message = f"min_tokens ({body.min_tokens}) exceeds the {room} tokens that may be generated."
         raise InvalidRequest(message, param="min_tokens")

@@ -56,6 +56,7 @@ class Service:
     max_concurrent_requests: int = 100  # sequences, each prompt of a list counts
     first_token_timeout: float = 60.0  # seconds
     keep_alive_interval: float = 15.0  # seconds between comments in a stream
+    log_prompts: bool = False  # for debugging: what was asked and answered goes to the log
     running: int = field(default=0, init=False)
     bodies: BodyReader = field(init=False)
     _logged: set[str] = field(default_factory=set, init=False)

@@ -169,6 +169,7 @@ class TextStream:
         self._decoded = 0  # characters the detokenizer gave
         self._shown = 0  # characters that left here
         self.tokens = 0  # generated, whether visible or not
+        self._texts: list[str] = []
 
     def push(self, event: TokenEvent) -> Delta:
         """Take one token; nothing may be pushed after a delta with a finish reason."""
@@ -178,8 +179,14 @@ class TextStream:
         if self._scanner.matched is None and event.finish is not None:
             shown += self._scanner.flush()
         self._shown += len(shown)
+        self._texts.append(shown)
         finish = event.finish if self._scanner.matched is None else "stop"
         return Delta(shown, self._take_spans(finish), finish)
+
+    @property
+    def text(self) -> str:
+        """All that was shown."""
+        return "".join(self._texts)
 
     def _decode(self, event: TokenEvent) -> str:
         ends = event.finish == "stop"  # the engine stops only at end tokens, which are no text

@@ -10,15 +10,21 @@ from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 from starlette.types import Lifespan
 
+from server.access.middleware import Guard
+from server.api.app import guarded
 from server.api.errors import ApiError, respond
 from server.api.request_id import RequestIdMiddleware
 
 
-def node_app(routes: Sequence[BaseRoute], lifespan: Lifespan[Starlette] | None = None) -> Starlette:
+def node_app(
+    routes: Sequence[BaseRoute],
+    lifespan: Lifespan[Starlette] | None = None,
+    guard: Guard | None = None,
+) -> Starlette:
     """An application with the API's error bodies and request ids."""
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(RequestIdMiddleware)],
+        middleware=[Middleware(RequestIdMiddleware), *guarded(guard)],
         exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), respond),
         lifespan=lifespan,
     )

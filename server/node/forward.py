@@ -132,6 +132,8 @@ class Forwarder:
             target += b"?" + scope["query_string"]
         headers = [header for header in end_to_end(scope["headers"]) if header[0] not in _REPLACED]
         headers.append((HEADER.encode(), scope["state"]["request_id"].encode()))
+        if scope.get("client"):  # rank 0 believes it of its neighbours, and decides by it
+            headers.append((b"x-forwarded-for", scope["client"][0].encode()))
         # Not through the client, which would add headers of its own, like accept-encoding.
         return httpx.Request(
             scope["method"],

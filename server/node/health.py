@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from server.access.middleware import Guard
 from server.api.errors import RETRY_AFTER_S
 from server.node.app import node_app
 from server.rpc.records import RankReport, RankState
@@ -28,7 +29,7 @@ class NodeView:
     uptime_s: Callable[[], float]
 
 
-def health_app(view: NodeView) -> Starlette:
+def health_app(view: NodeView, guard: Guard | None = None) -> Starlette:
     """GET /health: 503 when this rank has failed.  GET /ready: 503 unless it is ready."""
 
     async def health(request: Request) -> JSONResponse:
@@ -43,7 +44,8 @@ def health_app(view: NodeView) -> Starlette:
         [
             Route("/health", health, methods=["GET"]),
             Route("/ready", ready, methods=["GET"]),
-        ]
+        ],
+        guard=guard,
     )
 
 

@@ -1,0 +1,1 @@
+"""Who may do what: keys, tokens, roles, addresses, limits, and the audit log.  No MLX, no engine."""

@@ -1,0 +1,164 @@
+"""Access in front of an ASGI application: who asks, may they, within which limits; and a line for the audit.
+
+Bodies pass through as they are, in both directions: nothing is held back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.access.account import Account, enter
+from server.access.addresses import Address, parse_address
+from server.access.audit import AuditEntry, AuditLog
+from server.access.errors import Refusal, Unauthorized
+from server.access.limits import Limiter
+from server.access.policy import AccessPolicy, Credentials
+from server.access.principal import NOBODY, Principal
+from server.access.roles import Rule
+
+UNKNOWN = "-"
+METHODS = frozenset(
+    ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+)  # a client may invent others
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What the middleware works with; without limiter and audit it only lets in or refuses."""
+
+    policy: AccessPolicy
+    limiter: Limiter | None = None
+    audit: AuditLog | None = None
+    clock: Callable[[], float] = time.monotonic
+
+
+class AccessMiddleware:
+    """Sets `request.state.principal`.  Below it must be the middleware that sets `request.state.request_id`."""
+
+    def __init__(self, app: ASGIApp, guard: Guard) -> None:
+        self._app, self._guard = app, guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        elif scope["type"] == "http":
+            await _Visit(self._guard, scope, send).run(self._app, receive)
+        else:  # nothing here speaks WebSocket, and no rule would hold for it
+            await send({"type": "websocket.close", "code": 1008})
+
+
+class _Visit:
+    """One request on its way through."""
+
+    def __init__(self, guard: Guard, scope: Scope, send: Send) -> None:
+        self._guard, self._scope, self._send = guard, scope, send
+        self._headers = Headers(scope=scope)
+        self._rule: Rule | None = guard.policy.rule(scope["method"], scope["path"])
+        self._account = Account(NOBODY, clock=guard.clock)
+        self._client: Address | None = None
+        self._status = 0
+        self._code: str | None = None
+        self._ended = False
+        self._limited = False
+
+    async def run(self, app: ASGIApp, receive: Receive) -> None:
+        began = self._guard.clock()
+        try:
+            try:
+                principal = await self._admit()
+            except Refusal as refusal:
+                await self._refuse(refusal)
+                return
+            self._scope.setdefault("state", {})["principal"] = principal
+            enter(self._account)
+            await app(self._scope, receive, self._send_on)
+        finally:
+            self._write_down(self._guard.clock() - began)
+
+    async def _admit(self) -> Principal:
+        guard, policy, headers = self._guard, self._guard.policy, self._headers
+        peer = parse_address(f"[{self._scope['client'][0]}]") if self._scope.get("client") else None
+        self._client = policy.locate(peer, headers.getlist("x-forwarded-for"))
+        policy.check_address(peer, self._client, self._rule)
+        given = Credentials(headers.getlist("authorization"), headers.getlist("x-api-key"))
+        principal = await policy.admit(
+            self._scope["method"], self._scope["path"], self._rule, given
+        )
+        # Where nobody is asked for a key, all would share one state.
+        limiter = None if policy.open else guard.limiter
+        self._account = Account(principal, limiter, guard.clock)
+        if limiter is not None and self._rule is not None and self._rule.inference:
+            self._limited = True
+            limiter.count_request(principal, guard.clock())
+        return principal
+
+    async def _refuse(self, refusal: Refusal) -> None:
+        body = refusal.body()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            *((name.encode(), value.encode()) for name, value in refusal.headers.items()),
+        ]
+        self._code = refusal.code
+        log_refusal(refusal, self._client)
+        await self._send_on(
+            {"type": "http.response.start", "status": refusal.status, "headers": headers}
+        )
+        await self._send_on({"type": "http.response.body", "body": body})
+
+    async def _send_on(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._status = message["status"]
+            if self._limited:
+                assert self._guard.limiter is not None
+                shown = self._guard.limiter.headers(self._account.principal, self._guard.clock())
+                MutableHeaders(scope=message).update(shown)
+        elif message["type"] == "http.response.body":
+            self._ended = not message.get("more_body", False)
+        await self._send(message)
+
+    def _write_down(self, seconds: float) -> None:
+        audit, account = self._guard.audit, self._account
+        if audit is None:
+            return
+        state, method = self._scope.get("state", {}), self._scope["method"]
+        audit.write(
+            AuditEntry(
+                time=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+                request_id=state.get("request_id", ""),
+                key=account.principal.id,
+                name=account.principal.name,
+                role=account.principal.role.label,
+                address="" if self._client is None else str(self._client),
+                method=method if method in METHODS else UNKNOWN,
+                route=self._rule.path if self._rule else UNKNOWN,
+                status=self._status,
+                result=self._result(),
+                code=self._code,
+                prompt_tokens=account.prompt_tokens,
+                completion_tokens=account.completion_tokens,
+                seconds=round(seconds, 4),
+            )
+        )
+
+    def _result(self) -> str:
+        if not self._ended:
+            return "cancelled"
+        if self._status < 400:
+            return "ok"
+        return "refused" if self._status < 500 else "failed"
+
+
+def log_refusal(refusal: Refusal, client: Address | None) -> None:
+    """Repeated guesses are worth a line; of the credential nothing is shown."""
+    if isinstance(refusal, Unauthorized):
+        log.info("not let in", code=refusal.code, address=str(client))

@@ -1,0 +1,64 @@
+"""All applications that listen anywhere, as they are in a running cluster, over a fake engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Mount, Route
+
+from config import load
+from server.access.middleware import Guard
+from server.api import create_app
+from server.leader import Leader
+from server.node.health import NodeView, health_app
+from server.rpc.records import RankReport, RankState
+from tests.server.api.fakes import FakeEngine, Script, ids, make_service
+
+
+def node_view() -> NodeView:
+    return NodeView(
+        rank=0,
+        node="mini1",
+        model="tiny",
+        version="0",
+        layers=lambda: (0, 1),
+        report=lambda: RankReport(RankState.READY),
+        uptime_s=lambda: 1.0,
+    )
+
+
+def rank_0_app(guard: Guard | None = None, engine: FakeEngine | None = None) -> Starlette:
+    """The API with every route that the leader adds."""
+    meeting: Any = SimpleNamespace(epoch=1, size=1, rank=0)
+    placement: Any = SimpleNamespace(meeting=meeting)
+    leader = Leader(load(None, {}), placement, node_view())
+    engine = engine or FakeEngine(Script(ids("hello world")))
+    return create_app(make_service(engine), leader.routes, guard)
+
+
+def node_health_app(guard: Guard | None = None) -> Starlette:
+    return health_app(node_view(), guard)
+
+
+APPS = {"rank 0": rank_0_app, "health port": node_health_app}
+
+
+def routes_of(app: Starlette) -> Iterator[tuple[str, str]]:
+    """Method and path of everything that an application answers to."""
+    yield from _walk(app.routes, "")
+
+
+def _walk(routes: list[BaseRoute], prefix: str) -> Iterator[tuple[str, str]]:
+    for route in routes:
+        if isinstance(route, Mount):
+            yield from _walk(route.routes, prefix + route.path)
+            if not route.routes:  # an application that is not looked into: static files
+                yield "GET", f"{prefix}{route.path}/{{path:path}}"
+        else:
+            assert isinstance(route, Route), f"{route} is of a kind that no rule is made for"
+            for method in sorted(route.methods or {"*"}):
+                if method != "HEAD":  # asked for as GET
+                    yield method, prefix + route.path
