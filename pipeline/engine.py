@@ -21,6 +21,7 @@ from pipeline.delivery import Outbox, Outcome, RunningRequest
 from pipeline.engine_stats import EngineStats
 from pipeline.errors import (
     BrokenOutput,
+    ConstraintRefused,
     EngineFault,
     EngineStopped,
     FrameError,
@@ -228,7 +229,7 @@ class Engine:
             if request is None:  # cancelled meanwhile
                 continue
             if sequence in result.broken:
-                self._give_up(request)
+                self._give_up(request, result.refused.get(sequence))
             else:
                 cached = 0 if request.started else request.cached
                 request.emitted += 1
@@ -264,11 +265,17 @@ class Engine:
         )
         self._requests[request.sequence] = request
 
-    def _give_up(self, request: RunningRequest) -> None:
-        log.error("the logits can't be sampled", sequence=request.sequence, tokens=request.emitted)
-        self._outbox.post(
-            request, BrokenOutput("The model's output for this request is not a number.")
-        )
+    def _give_up(self, request: RunningRequest, refused: str | None) -> None:
+        error: RequestRejected
+        if refused is None:
+            log.error(
+                "the logits can't be sampled", sequence=request.sequence, tokens=request.emitted
+            )
+            error = BrokenOutput("The model's output for this request is not a number.")
+        else:
+            log.warning("a constraint can't go on", sequence=request.sequence, reason=refused)
+            error = ConstraintRefused(f"The output can't follow the constraint: {refused}.")
+        self._outbox.post(request, error)
         request.tokens, request.made = (), []  # nobody is to start from its caches
         self._forget(request)
 

@@ -14,6 +14,7 @@ PipelineError
 │   ├── ContextTooLong          prompt + max tokens exceed what the model or the memory allow
 │   ├── QueueFull               come back later
 │   ├── EngineStopped           the engine is stopping or has failed
+│   ├── ConstraintRefused       its grammar is broken, too large, or can't go on
 │   └── BrokenOutput            the model's output for it can't be sampled
 ├── StartFailed                 this node can't take part; final, one sentence for the user
 └── EngineFault                 a bug or a broken device; the process must exit
@@ -82,6 +83,10 @@ class QueueFull(RequestRejected):
 
 class EngineStopped(RequestRejected):
     """The engine takes no more requests."""
+
+
+class ConstraintRefused(RequestRejected):
+    """The grammar that the output is to follow is broken, too large, or leads nowhere."""
 
 
 class BrokenOutput(RequestRejected):

@@ -23,7 +23,7 @@ from pipeline.errors import FrameError
 from pipeline.request import Count, SamplingParams, TokenId, TokenLogprobs
 from pipeline.split import TensorSpec
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAX_FRAME_BYTES = 64 << 20
 """A frame holds at most one prompt, 5 bytes a token: this is room for millions of tokens."""
 
@@ -117,6 +117,7 @@ class Result(Record, frozen=True, tag="result", tag_field="type"):
     tokens: tuple[TokenId, ...] = ()  # in the order of Decode.sequences; empty for a prefill
     logprobs: tuple[TokenLogprobs | None, ...] = ()  # empty when no sequence asked
     broken: tuple[SequenceId, ...] = ()  # whose logits can't be sampled; their tokens mean nothing
+    refused: dict[SequenceId, str] = {}  # those of them whose constraint can't go on, and why
     seconds: tuple[Seconds, ...] = ()
     memory: Part = 0.0
 

@@ -37,6 +37,7 @@ from pipeline.plan import LayerRange, Plan
 from pipeline.plan.resources import prefill_chunk, this_node
 from pipeline.ring import Ring
 from pipeline.sampler import Sampler
+from pipeline.sampling.grammar import Grammars, read_vocabulary
 from pipeline.scheduler import Limits, Scheduler
 from pipeline.served_model import open_checkpoint
 from pipeline.split import cut_limit
@@ -271,7 +272,9 @@ class Rank:
         blueprint = checkpoint.blueprint()
         network = self.config.network
         timeout = network.step_timeout
-        sampler = Sampler(checkpoint.vocab_size) if placement.last else None
+        sampler = (
+            Sampler(checkpoint.vocab_size, self._grammars(checkpoint)) if placement.last else None
+        )
         self.worker = Worker(
             stage,
             blueprint.passes,
@@ -289,6 +292,11 @@ class Rank:
             self._engine = Engine(Scheduler(limits), self.worker, self._links, timeout)
         self.phase, self.activity = Phase.READY, "serving"
         self.loaded.set_result(self._engine)
+
+    def _grammars(self, checkpoint: Checkpoint) -> Grammars:
+        """The tokenizer's files are read with the first constraint: few last stages ever need them."""
+        trusted = self.config.model.trust_remote_code
+        return Grammars(lambda: read_vocabulary(checkpoint.path, checkpoint.vocab_size, trusted))
 
     def _agree_on_loaded(self, ring: Ring, kv_tokens: int | None) -> int | None:
         """Wait until all ranks have their weights; the cache entries that fit on the tightest one."""

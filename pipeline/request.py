@@ -17,6 +17,24 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]  # MLX gets them as int32
 
 
+MAX_GRAMMAR_CHARS = 256 << 10
+
+
+class Constraint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A grammar that the output of one sequence has to follow.
+
+    It applies from the beginning, or from where the tokens `after` have come in a row.  `ends` are the model's
+    own end tokens: they are allowed exactly where the grammar may end, and before it applies only if it is
+    `optional`.
+    """
+
+    kind: Literal["json_schema", "regex", "lark"]
+    text: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
+    ends: Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)]
+    after: tuple[TokenId, ...] = ()
+    optional: bool = False
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the next token of one sequence is chosen.  Travels once, to the last stage.
 
@@ -33,9 +51,12 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     presence_penalty: float = 0.0  # over the output only
     frequency_penalty: float = 0.0  # over the output only
     logit_bias: dict[int, float] = {}
-    min_tokens: Count = 0  # `end_tokens` can't be sampled before this many tokens
+    min_tokens: Count = (
+        0  # `end_tokens` can't be sampled before, unless a constraint leaves nothing else
+    )
     end_tokens: tuple[TokenId, ...] = ()  # end of sequence, and the request's stop_token_ids
     logprobs: Annotated[int, msgspec.Meta(ge=-1)] = -1  # -1: none; k: the token's and the k best
+    constraint: Constraint | None = None
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):

@@ -1,7 +1,8 @@
 """The sampler of the last stage: logits of a batch in, one token per sequence out.
 
 Per row, in this order: repetition penalty, presence and frequency penalties, logit bias, mask of
-end tokens (sampling/history.py, edits.py); temperature; top_k, top_p, min_p (sampling/filters.py);
+end tokens (sampling/history.py, edits.py); the constraint's mask (sampling/constraints.py);
+temperature; top_k, top_p, min_p (sampling/filters.py);
 Gumbel-max with noise keyed by (seed, position) (sampling/noise.py).  Temperature 0 takes the best
 logit after the edits.  Log probabilities are those of the raw logits.
 
@@ -12,23 +13,29 @@ mx.async_eval.  One thread uses a sampler.
 from __future__ import annotations
 
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
 
 from pipeline.errors import EngineFault, RequestRejected
-from pipeline.request import SamplingParams, TokenLogprobs
+from pipeline.request import Constraint, SamplingParams, TokenLogprobs
+from pipeline.sampling.constraints import Masks, Matcher
 from pipeline.sampling.edits import Edits
 from pipeline.sampling.filters import Filters, RowSelection, column
+from pipeline.sampling.grammar import Grammars
 from pipeline.sampling.history import History
 from pipeline.sampling.logprobs import LogprobArrays, Logprobs
 from pipeline.sampling.noise import GumbelNoise, mix, row_keys
 
 GREEDY_BELOW = 1.0e-5  # by vLLM's convention, lower temperatures are greedy: float32 has no 1e-46
 HIGHEST_TEMPERATURE = 1.0e4  # uniform but for masked tokens
+
+MATCHING_THREADS = min(4, os.cpu_count() or 1)
 
 _CACHED_BATCHES = 64  # at least the number of micro-batches in flight
 
@@ -56,8 +63,12 @@ class Sampled:
     tokens: mx.array
     peaks: mx.array
     logprobs: LogprobArrays | None
+    refused: dict[
+        int, str
+    ]  # sequences whose constraint can't go on, and why; `broken` names them too
     _sequences: tuple[int, ...]
     _histories: tuple[History, ...]
+    _matchers: tuple[Matcher | None, ...]
     _positions: tuple[int, ...]
 
     def arrays(self) -> list[mx.array]:
@@ -66,10 +77,12 @@ class Sampled:
         return [self.tokens, self.peaks, *more]
 
     def broken(self) -> tuple[int, ...]:
-        """Evaluate, and name the sequences whose row has no finite maximum: there is nothing to sample."""
+        """Evaluate, and name the sequences that can't be sampled: no finite maximum, or refused."""
         peaks: list[float] = np.array(self.peaks).tolist()
         return tuple(
-            s for s, peak in zip(self._sequences, peaks, strict=True) if not math.isfinite(peak)
+            s
+            for s, peak in zip(self._sequences, peaks, strict=True)
+            if not math.isfinite(peak) or s in self.refused
         )
 
     def record(self) -> tuple[list[int], list[TokenLogprobs | None]]:
@@ -93,6 +106,8 @@ class Sampled:
                 logprobs[row] = None
             else:
                 history.record(tokens[row])
+                if (matcher := self._matchers[row]) is not None:
+                    matcher.advance(tokens[row])
         return tokens, logprobs
 
     def _check_positions(self) -> None:
@@ -109,10 +124,17 @@ class Sampled:
 class _Batch:
     """One list of sequences, with their parameters laid out per row once."""
 
-    def __init__(self, sequences: tuple[int, ...], histories: tuple[History, ...], size: int):
-        self.sequences, self.histories = sequences, histories
+    def __init__(
+        self,
+        sequences: tuple[int, ...],
+        histories: tuple[History, ...],
+        matchers: tuple[Matcher | None, ...],
+        size: int,
+    ):
+        self.sequences, self.histories, self.matchers = sequences, histories, matchers
         params = [history.params for history in histories]
         self.edit = Edits(histories, size)
+        self.mask = Masks(matchers, size)
         self.logprobs = Logprobs(params, size)
         random = [row for row, p in enumerate(params) if p.temperature >= GREEDY_BELOW]
         self.any_random, self.all_random = bool(random), len(random) == len(params)
@@ -148,9 +170,15 @@ class Sampler:
     EngineFault.
     """
 
-    def __init__(self, vocab_size: int) -> None:
-        """`vocab_size`: entries per row of logits, which may exceed the tokenizer's vocabulary."""
+    def __init__(self, vocab_size: int, grammars: Grammars | None = None) -> None:
+        """`vocab_size`: entries per row of logits, which may exceed the tokenizer's vocabulary.
+
+        `grammars`: for sequences with a constraint.
+        """
         self._vocab_size = vocab_size
+        self._grammars = grammars
+        self._pool = ThreadPoolExecutor(MATCHING_THREADS, thread_name_prefix="grammar")
+        self._matchers: dict[int, Matcher] = {}
         self._noise = GumbelNoise(vocab_size)
         self._histories: dict[int, History] = {}
         self._batches: OrderedDict[tuple[int, ...], _Batch] = OrderedDict()
@@ -166,17 +194,26 @@ class Sampler:
 
         `prompt` is read only for the repetition penalty.  `emitted` are the tokens generated before
         a resume.  Raises RequestRejected for a parameter that is not a finite number, EngineFault
-        for an id in use.
+        for an id in use, and for a constraint where there are no grammars.  A constraint that can't
+        be followed shows when the sequence is sampled.
         """
         if sequence in self._histories:
             raise EngineFault(f"Sequence {sequence} is already known to the sampler.")
         _refuse_non_finite(params)
+        if params.constraint is not None:
+            self._matchers[sequence] = self._matcher(params.constraint, emitted)
         self._histories[sequence] = History(params, self._vocab_size, prompt, emitted)
+
+    def _matcher(self, constraint: Constraint, emitted: Sequence[int]) -> Matcher:
+        if self._grammars is None:
+            raise EngineFault("a sequence has a constraint, and this stage no grammars")
+        return Matcher(constraint, emitted, self._vocab_size, self._grammars, self._pool)
 
     def remove(self, sequence: int) -> None:
         """Forget a sequence.  Raises EngineFault for an unknown id."""
         if self._histories.pop(sequence, None) is None:
             raise EngineFault(f"Sequence {sequence} is not known to the sampler.")
+        self._matchers.pop(sequence, None)
         for stale in [key for key in self._batches if sequence in key]:
             del self._batches[stale]
 
@@ -194,15 +231,17 @@ class Sampler:
             )
         batch = self._batch(tuple(sequences))
         raw = logits.astype(mx.float32)
-        edited = batch.edit(raw)
+        edited, failures = batch.mask(batch.edit(raw))
         peaks = mx.max(edited, axis=-1)
         tokens = batch.choose(edited, peaks, self._noise)
         return Sampled(
             tokens=tokens,
             peaks=peaks,
             logprobs=batch.logprobs(raw, tokens),
+            refused={batch.sequences[row]: reason for row, reason in failures.items()},
             _sequences=batch.sequences,
             _histories=batch.histories,
+            _matchers=batch.matchers,
             _positions=tuple(history.emitted for history in batch.histories),
         )
 
@@ -223,4 +262,5 @@ class Sampler:
         if not sequences or len(set(sequences)) != len(sequences):
             raise EngineFault(f"A batch needs sequences that differ, not {list(sequences)}.")
         histories = tuple(self._histories[sequence] for sequence in sequences)
-        return _Batch(sequences, histories, self._vocab_size)
+        matchers = tuple(self._matchers.get(sequence) for sequence in sequences)
+        return _Batch(sequences, histories, matchers, self._vocab_size)

@@ -240,7 +240,15 @@ class Worker:
         done = self._evaluate(step, expected, sampled.arrays(), also)
         tokens, logprobs = sampled.record()
         asked = tuple(logprobs) if any(entry is not None for entry in logprobs) else ()
-        return Result(step.id, tuple(tokens), asked, sampled.broken(), done.seconds, done.memory)
+        return Result(
+            step.id,
+            tuple(tokens),
+            asked,
+            sampled.broken(),
+            sampled.refused,
+            done.seconds,
+            done.memory,
+        )
 
     def _evaluate(
         self,

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline.request import FinishReason, GenerationRequest
-from server.api import params
+from server.api import constraints, params
 from server.api.errors import Failure
 from server.api.generation import Choice, Job, Piece, SequenceSpec
 from server.api.logprobs import chat_logprobs
@@ -48,7 +48,8 @@ def chat_specs(
     params.check_places(count, 1, service.max_concurrent_requests)
     logprobs, asked = params.chat_logprobs(body), params.chat_max_tokens(body)
     seeds = params.seeds(body.seed, count)
-    sampling = [params.sampling(body, model, logprobs, seed) for seed in seeds]
+    constraint = constraints.of_format(body, model, body.response_format)
+    sampling = [params.sampling(body, model, logprobs, seed, constraint) for seed in seeds]
     prompt = tuple(chat_prompt(body, model))
     max_tokens = params.fit(prompt, asked, body, model, "messages")
     stops = tuple(body.stop or ())

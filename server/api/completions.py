@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from pipeline.request import FinishReason, GenerationRequest
-from server.api import params
+from server.api import constraints, params
 from server.api.errors import Failure, InvalidRequest
 from server.api.generation import Choice, Job, Piece, SequenceSpec
 from server.api.infill import infill_prompt
@@ -77,11 +77,12 @@ def _prompt_specs(
     )
     # Which of more candidates are the best is told by their log probabilities.
     logprobs = max(params.completion_logprobs(body), 0 if copies > (body.n or 1) else -1)
+    constraint = constraints.of_format(body, model)
     requests = [
         GenerationRequest(
             id=f"{name}-{copy}",
             prompt=ids,
-            params=params.sampling(body, model, logprobs, seed),
+            params=params.sampling(body, model, logprobs, seed, constraint),
             max_tokens=max_tokens,
         )
         for copy, seed in enumerate(params.seeds(body.seed, copies))

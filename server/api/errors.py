@@ -26,7 +26,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from pipeline.errors import ContextTooLong, EngineStopped, PipelineError, QueueFull
+from pipeline.errors import (
+    ConstraintRefused,
+    ContextTooLong,
+    EngineStopped,
+    PipelineError,
+    QueueFull,
+)
 from server.access.errors import Refusal
 from server.api.wire import to_json
 
@@ -144,6 +150,8 @@ def failure_of(exc: Exception, request_id: str) -> Failure:
 def _engine_failure(exc: PipelineError, request_id: str) -> Failure:
     if isinstance(exc, ContextTooLong):
         return Failure(400, str(exc), "invalid_request_error", code="context_length_exceeded")
+    if isinstance(exc, ConstraintRefused):
+        return Failure(400, str(exc), "invalid_request_error", code="constraint_failed")
     retry = {"retry-after": str(RETRY_AFTER_S)}
     if isinstance(exc, QueueFull):
         return Failure(503, str(exc), "server_error", code="overloaded", headers=retry)

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from typing import TypeVar
 
 from pipeline.errors import ContextTooLong
-from pipeline.request import SamplingParams
+from pipeline.request import Constraint, SamplingParams
 from server.access import account
 from server.api.errors import InvalidRequest
 from server.api.schemas import ChatBody, CompletionBody, GenerationBody
@@ -23,7 +23,13 @@ COMPLETION_MAX_TOKENS = 16  # OpenAI's default for the older endpoint
 LEAST_TEMPERATURE = 1e-3
 
 
-def sampling(body: GenerationBody, model: ServedModel, logprobs: int, seed: int) -> SamplingParams:
+def sampling(
+    body: GenerationBody,
+    model: ServedModel,
+    logprobs: int,
+    seed: int,
+    constraint: Constraint | None = None,
+) -> SamplingParams:
     """The sampling parameters `body` asks for; what it leaves open is as the model's author recommends.
 
     logprobs: as in SamplingParams.
@@ -47,6 +53,7 @@ def sampling(body: GenerationBody, model: ServedModel, logprobs: int, seed: int)
         min_tokens=_or(body.min_tokens, 0),
         end_tokens=tuple(dict.fromkeys((*end_tokens, *stop_ids))),
         logprobs=logprobs,
+        constraint=constraint,
     )
 
 

@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     StrictBool,
     StrictFloat,
@@ -24,34 +22,32 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from server.api.errors import invalid_field
+from server.api.fields import (
+    AT_MOST_4,
+    AT_MOST_MANY,
+    INT64,
+    MAX_BIASES,
+    SOME,
+    Bias,
+    Fraction,
+    Natural,
+    Part,
+    Penalty,
+    Positive,
+    StopString,
+    only,
+)
+from server.api.output_format import (
+    Choices,
+    GuidedJson,
+    Pattern,
+    ResponseFormat,
+    StructuredOutputs,
+)
 from server.api.strict_json import json_object
 
-# Limits of what validation may cost, far beyond any real request.
-MAX_ITEMS = 10_000
-MAX_BIASES = 1_000
 MAX_CHOICES = 128
 MAX_CANDIDATES = 128
-MAX_STOP_CHARS = 1000  # scanning for a stop string costs its length at each token
-
-INT64 = Field(ge=-(1 << 63), lt=1 << 63)
-
-
-class Unserved:
-    """Validator of a known field that is not served: accepts `harmless` values only."""
-
-    def __init__(self, *harmless: Any) -> None:
-        self._harmless = harmless
-
-    def __call__(self, value: Any) -> Any:
-        # 1 == True, so the types are compared too.
-        if value is None or any(type(value) is type(h) and value == h for h in self._harmless):
-            return value
-        raise PydanticCustomError("unsupported", "this server does not support it")
-
-
-def only(*harmless: Any) -> AfterValidator:
-    """Annotation of a known field that is not served."""
-    return AfterValidator(Unserved(*harmless))
 
 
 def _one_or_many(value: Any) -> Any:
@@ -66,25 +62,6 @@ def _few_biases(value: Any) -> Any:
     if isinstance(value, dict) and len(value) > MAX_BIASES:
         raise PydanticCustomError("bad_value", f"at most {MAX_BIASES} tokens can be biased")
     return value
-
-
-Positive = Annotated[StrictInt, Field(ge=1, lt=1 << 63)]
-Natural = Annotated[StrictInt, Field(ge=0, lt=1 << 63)]
-Fraction = Annotated[StrictFloat, Field(ge=0, le=1)]
-Penalty = Annotated[StrictFloat, Field(ge=-2, le=2)]
-Bias = Annotated[StrictFloat, Field(ge=-100, le=100)]
-# `fail_fast`: the first bad item is the answer; errors for millions of them would fill the memory.
-AT_MOST_4 = Field(max_length=4, fail_fast=True)
-AT_MOST_MANY = Field(max_length=MAX_ITEMS, fail_fast=True)
-SOME = Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)
-StopString = Annotated[StrictStr, Field(min_length=1, max_length=MAX_STOP_CHARS)]
-
-
-class Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
-
-    def unknown_fields(self) -> Iterator[str]:
-        yield from self.model_extra or ()
 
 
 class StreamOptions(Part):
@@ -139,11 +116,11 @@ class GenerationBody(Part):
     spaces_between_special_tokens: Annotated[Any, only(True)] = None
     truncate_prompt_tokens: Annotated[Any, only()] = None
     use_beam_search: Annotated[Any, only(False)] = None
-    guided_json: Annotated[Any, only()] = None
-    guided_regex: Annotated[Any, only()] = None
-    guided_choice: Annotated[Any, only()] = None
-    guided_grammar: Annotated[Any, only()] = None
-    structured_outputs: Annotated[Any, only()] = None
+    guided_json: GuidedJson | None = None
+    guided_regex: Pattern | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Pattern | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @property
     def include_usage(self) -> bool:
@@ -153,6 +130,9 @@ class GenerationBody(Part):
         yield from super().unknown_fields()
         if self.stream_options:
             yield from (f"stream_options.{name}" for name in self.stream_options.unknown_fields())
+        if self.structured_outputs:
+            names = self.structured_outputs.unknown_fields()
+            yield from (f"structured_outputs.{name}" for name in names)
 
 
 def _text_only(value: Any) -> Any:
@@ -222,7 +202,7 @@ class ChatBody(GenerationBody):
     parallel_tool_calls: Annotated[Any, only(True, False)] = None
     functions: Annotated[Any, only([])] = None
     function_call: Annotated[Any, only("none", "auto")] = None
-    response_format: Annotated[Any, only({"type": "text"})] = None
+    response_format: ResponseFormat | None = None
     reasoning_effort: Annotated[Any, only()] = None
     modalities: Annotated[Any, only(["text"])] = None
     audio: Annotated[Any, only()] = None

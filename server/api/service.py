@@ -10,6 +10,7 @@ from functools import cached_property
 import structlog
 
 from pipeline.request import Generator
+from pipeline.sampling.grammar import Grammars, vocabulary_of
 from server.api.body import BodyReader
 from server.api.defaults import SamplingDefaults
 from server.api.errors import NotReady, Overloaded, UnknownModel
@@ -37,6 +38,11 @@ class ServedModel:
 
     def answers_to(self, name: str) -> bool:
         return name == self.id or name in self.aliases
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """To check constraints before a stage sees them."""
+        return Grammars(lambda: vocabulary_of(self.tokenizer, self.vocab_size))
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
