@@ -361,7 +361,9 @@ class Engine:
             self._outbox.post(running, self._closed())
             return running
         try:
-            self._scheduler.add(running.sequence, len(tokens), running.to_make, tokens)
+            self._scheduler.add(
+                running.sequence, len(tokens), running.to_make, tokens, request.tenant
+            )
         except RequestRejected as error:
             self._outbox.post(running, error)
         else:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pipeline.limits import Limits
+from pipeline.pacing import Pacing
+
 
 @dataclass
 class Group:
@@ -147,3 +150,20 @@ class Groups:
 
 def _smallest(groups: list[Group]) -> Group:
     return min(groups, key=lambda g: (len(g.members), g.id))
+
+
+def wanted_groups(limits: Limits, pacing: Pacing, sequences: int) -> int:
+    """Micro-batches for `sequences` that decode: as configured, as must be, or as the step times suggest."""
+    settle = pacing.settle
+    if limits.group_size == 1:
+        return settle(sequences, sequences, "a micro-batch is one sequence here")
+    fewest = -(-sequences // limits.group_size)
+    if limits.window == 1:
+        return settle(sequences, fewest, "a second one would wait for the first: the model loops")
+    if limits.groups is not None:
+        fixed = max(fewest, min(limits.groups, sequences))
+        return settle(sequences, fixed, f"scheduler.groups is {limits.groups}")
+    wanted = pacing.groups(sequences)
+    if wanted >= fewest:
+        return wanted
+    return settle(sequences, fewest, f"more than {limits.group_size} are not put together")

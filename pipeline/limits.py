@@ -50,6 +50,7 @@ class Sequence:
     prompt: int  # tokens, at least 1
     max_tokens: int
     tokens: tuple[int, ...] = ()  # the prompt, if it may share prefixes
+    tenant: str = ""  # whose it is; tenants take turns
     prefilled: int = 0  # tokens of the prompt that were copied, or handed out in chunks
     copied: int = 0  # of these, from a prefix
     decoded: int = 0  # steps handed out

@@ -74,6 +74,7 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     params: SamplingParams
     max_tokens: Annotated[int, msgspec.Meta(ge=1)]
     emitted: tuple[TokenId, ...] = ()  # already delivered before a resume
+    tenant: str = ""  # who asks: requests of several take turns, those of one wait for each other
 
 
 class TokenEvent(msgspec.Struct, frozen=True):

@@ -14,7 +14,8 @@ from collections import deque
 from dataclasses import replace
 
 from pipeline.errors import ContextTooLong, QueueFull
-from pipeline.groups import Groups
+from pipeline.fair_queue import FairQueue
+from pipeline.groups import Groups, wanted_groups
 from pipeline.limits import Limits, Sequence
 from pipeline.memory import MemoryState, MemoryWatch
 from pipeline.pacing import Pacing
@@ -33,12 +34,12 @@ class Scheduler:
         self.prefixes = PrefixCache(limits.prefix_tokens, limits.prefix_sequences, limits.cut_limit)
         self.memory = MemoryWatch(limits.prefix_tokens, limits.max_running, limits.window)
         self._preempted = 0
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = FairQueue()
         self._running: dict[int, Sequence] = {}
         self._prefilling: deque[Sequence] = deque()  # in turn
         self._followers: list[Sequence] = []  # admitted, but better off waiting for a prefix
         self._due: list[Sequence] = []  # to be copied before their first decode step
-        self._groups = Groups(self._wanted_groups)
+        self._groups = Groups(lambda n: wanted_groups(self.limits, self.pacing, n))
         self._admitted: list[Admitted] = []
         self._retained: list[int] = []
         self._released: list[int] = []
@@ -105,7 +106,12 @@ class Scheduler:
         return self._next_id - 1
 
     def add(
-        self, sequence: int, prompt: int, max_tokens: int, tokens: tuple[int, ...] = ()
+        self,
+        sequence: int,
+        prompt: int,
+        max_tokens: int,
+        tokens: tuple[int, ...] = (),
+        tenant: str = "",
     ) -> None:
         """Queue a sequence with `prompt` tokens; with these tokens, where they are to be compared with others'.
 
@@ -118,7 +124,7 @@ class Scheduler:
                 raise ContextTooLong(asked, limit)
         if len(self._waiting) + len(self._running) >= limits.max_requests:
             raise QueueFull(f"{limits.max_requests} requests are running or waiting")
-        self._waiting.append(Sequence(sequence, prompt, max_tokens, tokens))
+        self._waiting.append(Sequence(sequence, prompt, max_tokens, tokens, tenant))
 
     def finish(self, sequence: int, tokens: tuple[int, ...] = ()) -> None:
         """The sequence has ended or was cancelled: with the next step its caches are kept, or go.
@@ -128,8 +134,9 @@ class Scheduler:
         """
         ended = self._running.pop(sequence, None)
         if ended is None:
-            self._waiting = deque(s for s in self._waiting if s.id != sequence)
+            self._waiting.remove(sequence)
             return
+        self._waiting.give_back(ended)
         self._prefilling = deque(s for s in self._prefilling if s.id != sequence)
         self._followers = [s for s in self._followers if s.id != sequence]
         self._due = [s for s in self._due if s.id != sequence]
@@ -167,10 +174,11 @@ class Scheduler:
         It goes on under the returned id, with what it has made so far as part of its prompt; `max_tokens` are
         left to be made.
         """
+        tenant = self._running[sequence].tenant
         self.finish(sequence)
         self._preempted += 1
         successor = self.take_id()
-        self._waiting.appendleft(Sequence(successor, prompt, max_tokens, tokens))
+        self._waiting.put_first(Sequence(successor, prompt, max_tokens, tokens, tenant))
         return successor
 
     @property
@@ -247,13 +255,13 @@ class Scheduler:
     # admission
 
     def _admit(self) -> None:
-        """First come, first served: a large request is not overtaken for ever by small ones."""
+        """In the order of the queue: a large request is not overtaken for ever by small ones."""
         limits = self.limits
         for follower in list(self._followers):
             self._reconsider(follower)
         used = self._kv_tokens
         while self._waiting and len(self._running) < self._max_running:
-            head = self._waiting[0]
+            head = self._waiting.head
             if limits.kv_tokens is not None and used + head.kv_tokens > limits.kv_tokens:
                 break
             if head.to_prefill and len(self._prefilling) >= limits.max_prefilling:
@@ -367,23 +375,6 @@ class Scheduler:
         """Whether its prompt can't be had from what it may end as."""
         limit = self.limits.cut_limit
         return limit is not None and sequence.kv_tokens - 1 > limit
-
-    def _wanted_groups(self, sequences: int) -> int:
-        limits, settle = self.limits, self.pacing.settle
-        if limits.group_size == 1:
-            return settle(sequences, sequences, "a micro-batch is one sequence here")
-        fewest = -(-sequences // limits.group_size)
-        if limits.window == 1:
-            return settle(
-                sequences, fewest, "a second one would wait for the first: the model loops"
-            )
-        if limits.groups is not None:
-            fixed = max(fewest, min(limits.groups, sequences))
-            return settle(sequences, fixed, f"scheduler.groups is {limits.groups}")
-        wanted = self.pacing.groups(sequences)
-        if wanted >= fewest:
-            return wanted
-        return settle(sequences, fewest, f"more than {limits.group_size} are not put together")
 
     def check(self) -> None:
         """Raise AssertionError if a sequence is in two places or none: for tests and for idle self-checks."""

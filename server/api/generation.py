@@ -13,6 +13,7 @@ from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
+import msgspec
 import structlog
 
 from pipeline.errors import EngineFault
@@ -211,7 +212,8 @@ class Job:
     async def _pump(self, index: int, spec: SequenceSpec) -> None:
         stream = spec.text_stream(self._model)
         with_logprobs = spec.request.params.logprobs >= 0
-        events = self._generator.generate(spec.request)
+        request = msgspec.structs.replace(spec.request, tenant=account.current().tenant)
+        events = self._generator.generate(request)
         assert isinstance(events, AsyncGenerator)  # closing it cancels the sequence
         async with aclosing(events):
             event = await self._first_event(events, spec)
