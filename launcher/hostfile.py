@@ -17,14 +17,19 @@ class HostfileError(Exception):
 class Hostfile:
     """What a hostfile says.
 
-    `hosts` are the ssh names in rank order. `ring_ports` is how many ports MLX's ring takes: one for each
-    address of each host. `variables` are the names of the environment variables it sets for every rank.
+    `hosts` are the ssh names in rank order, `addresses` by which addresses the others reach each of them.
+    `variables` are the names of the environment variables it sets for every rank.
     """
 
     hosts: tuple[str, ...]
     backend: str = ""  # "" when none is named
-    ring_ports: int = 0
+    addresses: tuple[tuple[str, ...], ...] = ()
     variables: frozenset[str] = frozenset()
+
+    @property
+    def ring_ports(self) -> int:
+        """How many ports MLX's ring takes: one for each address of each host."""
+        return sum(map(len, self.addresses))
 
     @property
     def is_local(self) -> bool:
@@ -46,12 +51,12 @@ def read_hostfile(path: Path) -> Hostfile:
     if not isinstance(backend, str):
         raise HostfileError(f"{path}: backend must be a name, not {backend!r}")
     names = tuple(_ssh_name(path, rank, host) for rank, host in enumerate(hosts))
-    ports = sum(
-        len(_texts(f"{path}: hosts[{r}].ips", h.get("ips", []))) for r, h in enumerate(hosts)
+    addresses = tuple(
+        tuple(_texts(f"{path}: hosts[{r}].ips", h.get("ips", []))) for r, h in enumerate(hosts)
     )
     settings = _texts(f"{path}: envs", fields.get("envs", []))
     variables = frozenset(setting.partition("=")[0] for setting in settings)
-    return Hostfile(names, backend, ports, variables)
+    return Hostfile(names, backend, addresses, variables)
 
 
 def _ssh_name(path: Path, rank: int, host: object) -> str:

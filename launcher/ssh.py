@@ -16,30 +16,37 @@ OPTIONS = ("-T", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={LOGIN_TIMEOUT}")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command said. `problem` is one sentence when it could not be run or did not end, else empty."""
+    """What a command said. `problem` is one sentence when it was not run, did not end or failed, else empty."""
 
     output: str
     problem: str = ""
+    status: int | None = 0  # None: it was not run, or did not end
+
+
+def remote_words(host: str, command: Sequence[str]) -> list[str]:
+    """`command` for `subprocess`, on `host`; on this machine without ssh, as mlx.launch does."""
+    return list(command) if host == LOCAL else ["ssh", *OPTIONS, host, shlex.join(command)]
 
 
 def run_on(host: str, command: Sequence[str], timeout: float, given: str = "") -> Answer:
-    """Run `command` on `host` with `given` as its input; on this machine without ssh, as mlx.launch does."""
-    words = list(command) if host == LOCAL else ["ssh", *OPTIONS, host, shlex.join(command)]
+    """Run `command` on `host` with `given` as its input."""
+    words = remote_words(host, command)
     try:
         done = subprocess.run(
             words, input=given, capture_output=True, text=True, timeout=timeout, check=False
         )
     except subprocess.TimeoutExpired:
-        return Answer("", f"{host} does not answer within {timeout:g} s")
+        return Answer("", f"{host} does not answer within {timeout:g} s", None)
     except OSError as error:
-        return Answer("", f"{words[0]} can't be run: {error.strerror}")
+        return Answer("", f"{words[0]} can't be run: {error.strerror}", None)
     if done.returncode == 0:
         return Answer(done.stdout)
     said = [line for line in done.stderr.splitlines() if line.strip()]
     last = said[-1].strip() if said else f"exit status {done.returncode}"
     if done.returncode == EXIT_SSH and host != LOCAL:
-        return Answer(done.stdout, f"ssh to {host} fails: {last}")
-    return Answer(done.stdout, f"{command[0]} on {host}: {last}")
+        return Answer(done.stdout, f"ssh to {host} fails: {last}", done.returncode)
+    where = "" if host == LOCAL else f"{command[0]} on {host}: "
+    return Answer(done.stdout, where + last, done.returncode)
 
 
 def why_no_login(host: str) -> str:

@@ -17,7 +17,7 @@ import config
 from pipeline.errors import PipelineError, PlanError
 from pipeline.plan.records import LayerRange, NodeResources
 from pipeline.plan.solver import RESERVE_TOKENS, gigabytes, plan
-from pipeline.plan.table import render
+from pipeline.plan.table import as_json, render
 from pipeline.served_model import open_checkpoint
 
 _BYTES = TypeAdapter(ByteSize)
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="tokens whose caches must fit next to the parameters (default: %(default)s)",
     )
+    parser.add_argument("--json", action="store_true", help="the stages alone, for programs")
     return parser
 
 
@@ -68,6 +69,8 @@ def _report(options: argparse.Namespace) -> str:
     model = settings.config.model
     costs = open_checkpoint(settings.config, _say).costs()
     result = plan(costs, nodes, explicit, reserve_tokens=options.reserve_tokens)
+    if options.json:
+        return as_json(result)
     return (
         f"{model.name or model.source}: {costs.num_layers} layers, "
         f"{gigabytes(costs.total_bytes)} of parameters\n{render(result)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 from pipeline.plan.records import Plan
 from pipeline.plan.solver import gigabytes
 
@@ -31,4 +33,18 @@ def render(plan: Plan) -> str:
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in table
+    )
+
+
+def as_json(plan: Plan) -> str:
+    """One line: a list of stages with their first and last layer."""
+    return json.dumps(
+        [
+            {
+                "node": stage.node,
+                "layers": [stage.layers.start, stage.layers.end - 1],
+                "parameter_bytes": stage.parameter_bytes,
+            }
+            for stage in plan.stages
+        ]
     )

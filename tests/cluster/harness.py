@@ -283,13 +283,13 @@ class Cluster:
             server += [word for setting in self.spec.settings for word in ("--set", setting)]
         if self.spec.plain:
             return server
-        launcher = [sys.executable, "-m", "launcher.job", *self._where()]
+        launcher = [sys.executable, "-m", "launcher.job", *self.place_arguments()]
         launcher += ["--backend", self.spec.backend]
         launcher += ["--starting-port", str(self.ports.ring[0])]
         return [*launcher, "--", *server]
 
-    def _where(self) -> list[str]:
-        """The launcher's arguments that say on which hosts."""
+    def place_arguments(self) -> list[str]:
+        """The launcher's arguments that say where the ranks run."""
         return ["--ranks", str(self.spec.ranks)]
 
     def _write_config(self) -> None:

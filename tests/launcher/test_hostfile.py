@@ -17,9 +17,12 @@ def hostfile(tmp_path: Path, content: str) -> Path:
 def test_both_forms_are_read(tmp_path: Path) -> None:
     hosts = [{"ssh": "mini1.local", "ips": ["10.0.0.1", "10.0.1.1"]}, {"ssh": "127.0.0.1"}]
     names = ("mini1.local", "127.0.0.1")
-    assert read_hostfile(hostfile(tmp_path, json.dumps(hosts))) == Hostfile(names, ring_ports=2)
+    addresses = (("10.0.0.1", "10.0.1.1"), ())
+    listed = read_hostfile(hostfile(tmp_path, json.dumps(hosts)))
+    assert listed == Hostfile(names, addresses=addresses)
+    assert listed.ring_ports == 2
     whole = json.dumps({"backend": "mpi", "envs": ["A=1=2", "B"], "hosts": hosts})
-    expected = Hostfile(names, "mpi", 2, frozenset({"A", "B"}))
+    expected = Hostfile(names, "mpi", addresses, frozenset({"A", "B"}))
     assert read_hostfile(hostfile(tmp_path, whole)) == expected
 
 

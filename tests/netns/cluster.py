@@ -53,7 +53,8 @@ class HostCluster(Cluster):
             )
             assert not host.listening, f"{host.name} listens on {host.listening}\n{self.log}"
 
-    def _where(self) -> list[str]:
+    def place_arguments(self) -> list[str]:
+        """The launcher's arguments that say where the ranks run."""
         hostfile = self.folder / "hostfile.json"
         hostfile.write_text(self.hosts.hostfile(self.spec.backend))
         return ["--hostfile", str(hostfile)]

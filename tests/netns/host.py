@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,6 +84,18 @@ class Host:
         """Give the link its address."""
         self._ip("address", "add", f"{address}/24", "dev", LINK)
         self._ip("link", "set", LINK, "up")
+
+    @contextlib.contextmanager
+    def sees(self, file: Path, content: str) -> Iterator[None]:
+        """Let a file have other content on this host alone."""
+        other = self.temporary / f"other-{file.name}"
+        other.write_text(content)
+        self.run("mount", "--bind", str(other), str(file))
+        try:
+            yield
+        finally:
+            self.run("umount", str(file))
+            other.unlink()
 
     def silence(self, others: Sequence[Host]) -> None:
         """What this host sends to `others` goes to nobody from now on, without an error."""
