@@ -16,8 +16,17 @@ from server.access.middleware import AccessMiddleware, Guard
 from server.api.chat import chat_completions
 from server.api.completions import completions
 from server.api.errors import ApiError, respond
+from server.api.messages.routes import count_tokens, create_message
 from server.api.models import list_models, show_model
 from server.api.request_id import RequestIdMiddleware
+from server.api.responses.routes import (
+    count_input_tokens,
+    create_response,
+    delete_response,
+    list_input_items,
+    show_response,
+)
+from server.api.responses.store import ResponseStore
 from server.api.service import Service
 
 # `Exception` is for what nobody foresaw: Starlette answers with it, then raises it for the server to log.
@@ -36,6 +45,13 @@ def create_app(
         *extra_routes,
         Route("/v1/chat/completions", chat_completions, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/responses", create_response, methods=["POST"]),
+        Route("/v1/responses/input_tokens", count_input_tokens, methods=["POST"]),
+        Route("/v1/responses/{response_id}", show_response, methods=["GET"]),
+        Route("/v1/responses/{response_id}", delete_response, methods=["DELETE"]),
+        Route("/v1/responses/{response_id}/input_items", list_input_items, methods=["GET"]),
+        Route("/v1/messages", create_message, methods=["POST"]),
+        Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
         Route("/v1/models", list_models, methods=["GET"]),
         Route("/v1/models/{model_id:path}", show_model, methods=["GET"]),
     ]
@@ -47,6 +63,7 @@ def create_app(
     # A redirect would name this rank's own address, also to clients of the other nodes.
     app.router.redirect_slashes = False
     app.state.service = service
+    app.state.responses = ResponseStore()
     return app
 
 

@@ -97,8 +97,8 @@ class ChatDialect:
     def delta(self, piece: Piece) -> Events:
         yield self._chunk(piece.index, {"content": piece.text}, logprobs=self._logprobs(piece))
 
-    def finish(self, index: int, reason: FinishReason) -> Events:
-        yield self._chunk(index, {}, finish=reason)
+    def finish(self, piece: Piece) -> Events:
+        yield self._chunk(piece.index, {}, finish=piece.finish)
 
     def closing(self, usage: Usage) -> Events:
         if self.body.include_usage:

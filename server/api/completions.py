@@ -135,8 +135,8 @@ class CompletionDialect:
     def delta(self, piece: Piece) -> Events:
         yield self._chunk(_choice(piece.index, piece.text, self._logprobs(piece), None))
 
-    def finish(self, index: int, reason: FinishReason) -> Events:
-        yield self._chunk(_choice(index, "", None, reason))
+    def finish(self, piece: Piece) -> Events:
+        yield self._chunk(_choice(piece.index, "", None, piece.finish))
 
     def closing(self, usage: Usage) -> Events:
         if self.body.include_usage:

@@ -15,8 +15,8 @@ Refusals of access (`server.access.errors`), errors of the engine (`pipeline.err
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -34,6 +34,7 @@ from pipeline.errors import (
     QueueFull,
 )
 from server.access.errors import Refusal
+from server.api.failure import Failure
 from server.api.wire import to_json
 
 RETRY_AFTER_S = 2
@@ -42,6 +43,8 @@ _HEADERS: Mapping[int, Mapping[str, str]] = {
     503: {"retry-after": str(RETRY_AFTER_S)},
 }
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it, it is for the access log
+
+__all__ = ["ApiError", "Failure", "failure_of", "invalid_field", "respond"]
 
 log = structlog.get_logger(__name__)
 
@@ -104,27 +107,6 @@ class NotReady(ApiError):
     code = "not_ready"
 
 
-@dataclass(frozen=True)
-class Failure:
-    """What a client sees of an error."""
-
-    status: int
-    message: str
-    type: str
-    param: str | None = None
-    code: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-
-    def body(self) -> dict[str, Any]:
-        error = {
-            "message": self.message,
-            "type": self.type,
-            "param": self.param,
-            "code": self.code,
-        }
-        return {"error": error}
-
-
 def failure_of(exc: Exception, request_id: str) -> Failure:
     """What `exc` means to the client of the request `request_id`.
 
@@ -182,7 +164,7 @@ async def respond(request: Request, exc: Exception) -> Response:
         details = {"reason": str(exc)} if known else {"exc_info": exc}
         log.error("request failed", request_id=request_id, **details)
     return Response(
-        to_json(failure.body()),
+        to_json(failure.body_for(request.url.path, request_id)),
         status_code=failure.status,
         media_type="application/json",
         # Set here too: an unforeseen error is answered outside of the middleware that sets it.
@@ -190,14 +172,28 @@ async def respond(request: Request, exc: Exception) -> Response:
     )
 
 
-def invalid_field(error: ValidationError) -> InvalidRequest:
-    """The first problem that pydantic found, as a sentence with the path of the field."""
+def invalid_field(error: ValidationError, value: Any) -> InvalidRequest:
+    """The first problem that pydantic found in `value`, as a sentence with the path of the field."""
     found = error.errors(include_url=False)
     # A field that is refused explains more than another one that is missing because of it.
     details = next((each for each in found if each["type"] == "unsupported"), found[0])
-    path = ".".join(str(part) for part in details["loc"])
+    path = ".".join(_fields(details["loc"], value))
     code = "unsupported_parameter" if details["type"] == "unsupported" else None
     return InvalidRequest(_sentence(path, details), param=path or None, code=code)
+
+
+def _fields(location: tuple[int | str, ...], value: Any) -> Iterator[str]:
+    """The path without the names that pydantic gives to the alternatives of a union."""
+    for place, part in enumerate(location, start=1):
+        if isinstance(value, dict):
+            if part not in value and place < len(location):
+                continue
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        else:
+            value = None
+        yield str(part)
 
 
 def _sentence(path: str, details: ErrorDetails) -> str:

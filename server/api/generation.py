@@ -59,6 +59,7 @@ class Piece:
     finish: FinishReason | None
     tokens: int  # generated so far
     logprob: float = 0.0  # sum over these tokens, where the engine was asked for log probabilities
+    stop: str | None = None  # the stop string that ended it
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Choice:
     finish: FinishReason | None = None
     tokens: int = 0
     logprob: float = 0.0
+    stop: str | None = None
 
     @property
     def mean_logprob(self) -> float:
@@ -192,7 +194,7 @@ class Job:
                 texts[piece.index].append(piece.text)
                 choice.spans.extend(piece.spans)
                 choice.finish, choice.tokens = piece.finish, piece.tokens
-                choice.logprob = piece.logprob
+                choice.logprob, choice.stop = piece.logprob, piece.stop
         for choice, text in zip(choices, texts, strict=True):
             choice.text = "".join(text)
         return choices
@@ -225,7 +227,9 @@ class Job:
                 spans = delta.spans if with_logprobs else ()
                 logprob += event.logprobs.chosen if event.logprobs else 0.0
                 if delta.text or spans or delta.finish:
-                    piece = Piece(index, delta.text, spans, delta.finish, stream.tokens, logprob)
+                    piece = Piece(
+                        index, delta.text, spans, delta.finish, stream.tokens, logprob, stream.stop
+                    )
                     await self._put(piece)
                 if delta.finish:
                     self._log_content(spec, stream)

@@ -9,14 +9,14 @@ from starlette.responses import Response
 
 from server.api.errors import UnknownModel
 from server.api.service import ServedModel, Service
-from server.api.wire import to_json
+from server.api.wire import json_response
 
 
 async def list_models(request: Request) -> Response:
     """The served model; none while it loads."""
     service: Service = request.app.state.service
     models = [] if service.model is None else [_shown(service.model)]
-    return _json({"object": "list", "data": models})
+    return json_response({"object": "list", "data": models})
 
 
 async def show_model(request: Request) -> Response:
@@ -25,7 +25,7 @@ async def show_model(request: Request) -> Response:
     name = request.path_params["model_id"]
     if service.model is None or not service.model.answers_to(name):
         raise UnknownModel(f"The model {name!r} is not served here.", param="model")
-    return _json(_shown(service.model))
+    return json_response(_shown(service.model))
 
 
 def _shown(model: ServedModel) -> dict[str, Any]:
@@ -36,7 +36,3 @@ def _shown(model: ServedModel) -> dict[str, Any]:
         "owned_by": "mlx-cluster",
         "max_model_len": model.max_model_len,
     }
-
-
-def _json(value: dict[str, Any]) -> Response:
-    return Response(to_json(value), media_type="application/json")

@@ -260,13 +260,17 @@ class CompletionBody(GenerationBody):
         return prompts
 
 
-B = TypeVar("B", bound=GenerationBody)
+B = TypeVar("B", bound=Part)
 
 
 def parse(kind: type[B], body: bytes) -> B:
     """The validated request in `body`; raises InvalidRequest naming the field."""
-    value = json_object(body)
+    return parse_value(kind, json_object(body))
+
+
+def parse_value(kind: type[B], value: dict[str, Any]) -> B:
+    """The validated request in an object; raises InvalidRequest naming the field."""
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise invalid_field(error) from error
+        raise invalid_field(error, value) from error

@@ -17,7 +17,6 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pipeline.errors import PipelineError
-from pipeline.request import FinishReason
 from server.api.disconnect import unless_disconnected
 from server.api.errors import ApiError, Failure, failure_of
 from server.api.generation import Choice, Job, Piece
@@ -45,8 +44,8 @@ class Dialect(Protocol):
         """The text and log probabilities of `piece`, without its finish reason."""
         ...
 
-    def finish(self, index: int, reason: FinishReason) -> Events:
-        """The end of a choice."""
+    def finish(self, piece: Piece) -> Events:
+        """The end of the choice whose last piece this is."""
         ...
 
     def closing(self, usage: Usage) -> Events:
@@ -144,7 +143,7 @@ async def _progress(job: Job, dialect: Dialect) -> AsyncGenerator[dict[str, Any]
                 for event in dialect.delta(piece):
                     yield event
             if piece.finish is not None:
-                for event in dialect.finish(piece.index, piece.finish):
+                for event in dialect.finish(piece):
                     yield event
     for event in dialect.closing(usage_of(job, sum(tokens))):
         yield event

@@ -171,6 +171,11 @@ class TextStream:
         self.tokens = 0  # generated, whether visible or not
         self._texts: list[str] = []
 
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended the output."""
+        return self._scanner.matched
+
     def push(self, event: TokenEvent) -> Delta:
         """Take one token; nothing may be pushed after a delta with a finish reason."""
         self.tokens += 1

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import msgspec
+from starlette.responses import Response
 
 _encoder = msgspec.json.Encoder()
 
@@ -21,3 +22,7 @@ def to_json(value: Any) -> bytes:
 def finite(logprob: float) -> float:
     """A log probability that JSON can hold."""
     return logprob if math.isfinite(logprob) else NO_CHANCE
+
+
+def json_response(value: Any) -> Response:
+    return Response(to_json(value), media_type="application/json")

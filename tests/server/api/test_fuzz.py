@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from server.api.messages.schemas import MessagesBody
+from server.api.responses.schemas import ResponsesBody
 from server.api.schemas import ChatBody, CompletionBody
 from tests.server.api.conftest import Client
 from tests.server.api.fakes import FakeEngine, Script, ids, make_service
@@ -71,7 +73,7 @@ def check(path: str, body: Any) -> None:
     assert response.status_code in (400, 404), response.text
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert error["type"] == "invalid_request_error"
+    assert error["type"] in ("invalid_request_error", "not_found_error")
     assert error["message"]
 
 
@@ -95,7 +97,74 @@ def test_completions(body: dict[str, Any]) -> None:
     check("/v1/completions", body)
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+items = st.lists(
+    st.fixed_dictionaries(
+        {"role": roles | values, "content": st.text(max_size=5) | st.lists(parts) | values},
+        optional={
+            "type": st.sampled_from(
+                ["message", "function_call", "function_call_output", "reasoning"]
+            )
+            | values,
+            "call_id": values,
+            "name": values,
+            "arguments": st.text(max_size=5) | values,
+            "output": st.text(max_size=5) | values,
+            "summary": values,
+        },
+    )
+    | values,
+    max_size=3,
+)
+
+
+@few
+@given(bodies(ResponsesBody, {"model": st.just("tiny"), "input": st.text(max_size=5) | items}))
+def test_responses(body: dict[str, Any]) -> None:
+    check("/v1/responses", body)
+
+
+blocks = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "tool_use", "tool_result", "thinking", "image"]) | values},
+    optional={
+        "text": st.text(max_size=5) | values,
+        "id": st.text(max_size=3) | values,
+        "tool_use_id": st.text(max_size=3) | values,
+        "name": st.text(max_size=3) | values,
+        "input": st.dictionaries(st.text(max_size=3), values, max_size=2) | values,
+        "content": st.text(max_size=3) | values,
+        "thinking": st.text(max_size=3) | values,
+    },
+)
+turns = st.lists(
+    st.fixed_dictionaries(
+        {"role": roles | values, "content": st.text(max_size=5) | st.lists(blocks) | values}
+    )
+    | values,
+    max_size=3,
+)
+
+
+@few
+@given(
+    bodies(
+        MessagesBody, {"model": st.just("tiny"), "messages": turns, "max_tokens": st.integers(1, 9)}
+    )
+)
+def test_messages(body: dict[str, Any]) -> None:
+    check("/v1/messages", body)
+
+
+PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/responses/input_tokens",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+)
+
+
+@pytest.mark.parametrize("path", PATHS)
 @settings(max_examples=50, deadline=None)
 @given(body=st.binary(max_size=30))
 def test_bytes(path: str, body: bytes) -> None:
