@@ -44,6 +44,13 @@ HTTP_RULES: tuple[Rule, ...] = (
     Rule("GET", "/v1/models/{model_id:path}", Role.VIEWER),
     _inference("/v1/chat/completions"),
     _inference("/v1/completions"),
+    _inference("/v1/responses"),
+    _inference("/v1/messages"),
+    Rule("POST", "/v1/responses/input_tokens", Role.USER),
+    Rule("GET", "/v1/responses/{response_id}", Role.USER),
+    Rule("DELETE", "/v1/responses/{response_id}", Role.USER),
+    Rule("GET", "/v1/responses/{response_id}/input_items", Role.USER),
+    Rule("POST", "/v1/messages/count_tokens", Role.USER),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas import SOME, Fraction, Part, Positive, StopString, only
+from server.api.fields import SOME, Fraction, Part, Positive, StopString, only
 
 SERVED_BLOCKS = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
 MAX_STOPS = 16

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic_core import PydanticCustomError
 
-from server.api.schemas import INT64, SOME, Fraction, Natural, Part, Penalty, Positive, only
+from server.api.fields import INT64, SOME, Fraction, Natural, Part, Penalty, Positive, only
 
 REFUSED_PARTS = ("input_image", "input_file", "input_audio", "input_video", "image_url")
 # Their content comes back in plain text in `content`, so there is nothing to encrypt.
