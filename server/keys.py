@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load(options.config, os.environ).config.access
         path = options.file or pathlib.Path(config.keys_file)
         options.run(options, path)
-        if options.run is _create:
+        if options.run in (_create, _secret):
             ensure_secret(pathlib.Path(config.cluster_secret_file))
     except (AccessError, ConfigError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -70,6 +70,9 @@ def _parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("list", help="all keys, without their secrets")
     listing.set_defaults(run=_list)
+
+    secret = commands.add_parser("secret", help="make the secret of the cluster, if there is none")
+    secret.set_defaults(run=_secret)
 
     revoke = commands.add_parser("revoke", help="end keys at once; they stay listed")
     revoke.set_defaults(run=_revoke)
@@ -118,6 +121,10 @@ def _list(options: argparse.Namespace, path: pathlib.Path) -> None:
         print(
             "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         )
+
+
+def _secret(options: argparse.Namespace, path: pathlib.Path) -> None:
+    """Nothing else: the file is made by `main`, as with the first key."""
 
 
 def _revoke(options: argparse.Namespace, path: pathlib.Path) -> None:

@@ -20,8 +20,7 @@ from pipeline.rank import Placement
 from pipeline.request import GenerationRequest, SamplingParams
 from pipeline.scheduler import Scheduler
 from server.access.errors import AccessError
-from server.access.middleware import Guard
-from server.access.startup import make_guard
+from server.access.startup import Protection, protect
 from server.api import ServedModel, Service, create_app
 from server.api.defaults import SamplingDefaults, read_defaults
 from server.api.tokenizer import load_tokenizer
@@ -86,13 +85,12 @@ class Leader:
         self.routes = [*cluster_routes(cluster), metrics_route(metrics)]
         self._view = view
 
-    def _make_guard(self) -> tuple[Guard, str]:
-        """Raises StartupFailed if strangers could come in and nobody has said that they may."""
+    def _protect(self) -> Protection:
         config, meeting = self._settings.config, self._meeting
         coordinator = config.coordinator.host or meeting.host
         listening = [config.api_gateway.host, coordinator, *meeting.hosts]
         try:
-            return make_guard(config, listening, meeting.hosts)
+            return protect(config, listening, meeting.hosts)
         except AccessError as error:
             raise StartupFailed(str(error)) from error
 
@@ -100,13 +98,14 @@ class Leader:
         """Load the tokenizer and open all ports; the API answers 503 until the model is there.
 
         Raises CheckpointError too: a broken tokenizer or template is told before any weights are read.
+        Raises StartupFailed if strangers could come in and nobody has said that they may.
         """
+        access = self._protect()
+        log.info(access.notice)
         self._tokenizer, self._defaults = await asyncio.to_thread(self._text_side)
         gateway, node = self._settings.config.api_gateway, self._meeting.node
-        guard, notice = self._make_guard()
-        log.info(notice)
-        app = create_app(self._service, self.routes, guard)
-        health = health_app(self._view, Guard(guard.policy))
+        app = create_app(self._service, self.routes, access.guard)
+        health = health_app(self._view, access.status)
         self._servers = await start_servers(
             [
                 Listener("gateway", app, gateway.host, gateway.port),
@@ -116,6 +115,7 @@ class Leader:
         )
         coordinator = self._settings.config.coordinator
         host = coordinator.host or self._meeting.host
+        self._coordinator.interceptors = [access.coordinator]
         await self._coordinator.start(host, coordinator.port)
 
     async def serve(self, engine: Engine | None, client: CoordinatorClient) -> None:

@@ -24,6 +24,8 @@ from pipeline.engine import Engine
 from pipeline.errors import LinkTimeout, ModelError
 from pipeline.rank import Phase, Placement, Rank
 from server import descriptors, logs
+from server.access.errors import AccessError
+from server.access.rpc import Credential, cluster_credential
 from server.closing import close_all
 from server.control import Reporter, port_problem, registration_of
 from server.follower import Follower
@@ -121,6 +123,7 @@ class RankProcess:
             network.rpc_timeout,
             network.retry_initial,
             network.retry_max,
+            self._credential(),
         )
         registration = registration_of(placement, self.settings.config.model.name)
         policy = await self._unless_stopped(self._client.register(registration, LOADED_DEADLINE))
@@ -135,6 +138,13 @@ class RankProcess:
         await self._unless_stopped(self._role.serve(engine, self._client))
         self.reporter.serving = True
         self._client.report_soon()
+
+    def _credential(self) -> Credential | None:
+        """By which rank 0 knows this rank.  Raises StartupFailed."""
+        try:
+            return cluster_credential(self.settings.config.access)
+        except AccessError as error:
+            raise StartupFailed(str(error)) from error
 
     async def _open_ports(self, role: Role) -> None:
         try:

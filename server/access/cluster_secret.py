@@ -35,7 +35,7 @@ def read_secret(path: Path) -> bytes:
     if version_of(path) is None:
         raise AccessError(
             f"access.cluster_secret_file = {path}: there is no such file; "
-            "`python -m server.keys create NAME` makes it, and each node needs a copy."
+            "`python -m server.keys secret` makes it, and each node needs a copy."
         )
     secret = read_private(path).strip()
     if len(secret) < SECRET_BYTES:

@@ -10,10 +10,12 @@ from config import Config
 from config.access import AccessConfig
 from server.access.addresses import Networks, is_loopback, parse_address
 from server.access.audit import open_audit
+from server.access.cluster_secret import Verifier, read_secret
 from server.access.errors import AccessError
 from server.access.limits import Limiter
 from server.access.middleware import Guard
 from server.access.policy import AccessPolicy
+from server.access.rpc import AccessInterceptor
 from server.access.store import KeyStore
 from server.access.tokens import TokenVerifier
 
@@ -58,14 +60,31 @@ def open_access(
     return Access(policy, "access: open to every user of this machine, until there is a key")
 
 
-def make_guard(
-    config: Config, listening: Iterable[str], neighbours: Iterable[str] = ()
-) -> tuple[Guard, str]:
-    """All that stands before rank 0's application, and the line that says so; see `open_access`."""
-    access = open_access(config.access, listening, neighbours)
-    share = config.access.queue_share * config.api_gateway.max_concurrent_requests
-    limiter = Limiter(config.access.limits, places=max(1, int(share)))
-    return Guard(access.policy, limiter, open_audit(config.access.audit)), access.notice
+@dataclass(frozen=True)
+class Protection:
+    """What stands before rank 0's ports, and the line that says so."""
+
+    guard: Guard  # the API
+    status: Guard  # the health port: no limits, nothing written down
+    coordinator: AccessInterceptor
+    notice: str
+
+
+def protect(config: Config, listening: Iterable[str], neighbours: Iterable[str] = ()) -> Protection:
+    """All of rank 0's.  Raises what `open_access` raises, and AccessError without a secret that is needed."""
+    settings = config.access
+    access = open_access(settings, listening, neighbours)
+    policy = access.policy
+    places = max(1, int(settings.queue_share * config.api_gateway.max_concurrent_requests))
+    verifier = None
+    if not policy.open:
+        verifier = Verifier(read_secret(Path(settings.cluster_secret_file)))
+    return Protection(
+        Guard(policy, Limiter(settings.limits, places), open_audit(settings.audit)),
+        Guard(policy),
+        AccessInterceptor(policy, verifier),
+        access.notice,
+    )
 
 
 def _unprotected(exposed: list[str]) -> str:

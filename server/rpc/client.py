@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import grpc
 
+from server.access.rpc import Credential, client_interceptors
 from server.rpc import cluster_pb2 as pb
 from server.rpc import cluster_pb2_grpc, messages
 from server.rpc.channel import CLIENT_OPTIONS
@@ -18,6 +19,7 @@ from server.rpc.errors import (
     CoordinatorError,
     CoordinatorLost,
     InvalidMessage,
+    NotAllowed,
     NotRegistered,
     Overloaded,
     Refused,
@@ -30,6 +32,8 @@ _ERRORS: dict[Any, type[CoordinatorError]] = {
     grpc.StatusCode.FAILED_PRECONDITION: Refused,
     grpc.StatusCode.NOT_FOUND: NotRegistered,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAUTHENTICATED: NotAllowed,
+    grpc.StatusCode.PERMISSION_DENIED: NotAllowed,
 }
 
 ConfigListener = Callable[[int, Mapping[str, str]], None]
@@ -57,11 +61,15 @@ class CoordinatorClient:
         call_timeout_s: float = 5.0,
         retry_initial_s: float = 0.2,
         retry_max_s: float = 5.0,
+        credential: Credential | None = None,
     ) -> None:
+        """`credential`: what is sent along with each call, if anything."""
         self.target = join(host, port)
         self._backoff = retry_initial_s, retry_max_s
         self._timeout_s = call_timeout_s
-        self._channel = grpc.aio.insecure_channel(self.target, options=CLIENT_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(
+            self.target, options=CLIENT_OPTIONS, interceptors=client_interceptors(credential)
+        )
         self._stub: Any = cluster_pb2_grpc.CoordinatorStub(self._channel)
         self._wake = asyncio.Event()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import grpc
@@ -35,6 +35,7 @@ class Coordinator:
         config: ConfigBackend,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.interceptors: Sequence[Any] = ()  # before every call; set before `start`
         self._registry = registry
         self._clock = clock
         self._config = ConfigStore(config, self._announce)
@@ -58,7 +59,9 @@ class Coordinator:
         with contextlib.closing(bind(host, port)):
             pass
         self._server = grpc.aio.server(
-            options=SERVER_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS
+            options=SERVER_OPTIONS,
+            maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+            interceptors=self.interceptors,
         )
         self._server.add_generic_rpc_handlers((rpc_handlers(self),))
         try:

@@ -5,7 +5,8 @@ CoordinatorError
 │   └── PortInUse           another process listens there
 ├── InvalidMessage          INVALID_ARGUMENT      a field is missing or out of range
 ├── Refused                 FAILED_PRECONDITION   contradicts the cluster; the rank must exit
-│   └── NotRegistered       NOT_FOUND             a heartbeat from a rank that is not registered
+│   ├── NotRegistered       NOT_FOUND             a heartbeat from a rank that is not registered
+│   └── NotAllowed          UNAUTHENTICATED, PERMISSION_DENIED: the credential is missing or not enough
 ├── Overloaded         RESOURCE_EXHAUSTED    come back later
 └── CoordinatorLost         no answer until the deadline; this launch of the ring is over
 """
@@ -48,6 +49,10 @@ class Refused(CoordinatorError):
 
 class NotRegistered(Refused):
     """The rank has not registered with this coordinator."""
+
+
+class NotAllowed(Refused):
+    """The coordinator asks for a signature of the cluster, or for a key with a stronger role."""
 
 
 class Overloaded(CoordinatorError):
