@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 
+from hostlib.host import Host
+from hostlib.hosts import NAMES, Hosts
 from tests.cluster.harness import Cluster, Ports, Spec, wait_until
-from tests.netns.host import Host
-from tests.netns.hosts import NAMES, Hosts
 
 RING_PORT = 32323
 # On hosts of their own, ports need not be looked for.

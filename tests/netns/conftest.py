@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from hostlib.hosts import Hosts, obstacle
 from tests.cluster.harness import Spec, folder_model
 from tests.cluster.tiny import make_folder
 from tests.netns.cluster import HostCluster
-from tests.netns.hosts import Hosts, obstacle
 
 Start = Callable[..., HostCluster]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from hostlib.hosts import NAMES, Hosts
 from tests.cluster.harness import ROOT, Spec, environment, folder_model, wait_until
 from tests.netns.cluster import HostCluster
-from tests.netns.hosts import NAMES, Hosts
 
 DEADLINE = 120.0  # seconds; it takes some 3 on two idle cores
 

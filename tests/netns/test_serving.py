@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from hostlib.hosts import NAMES, Hosts
 from tests.cluster.conftest import require_mpi
 from tests.cluster.harness import Cluster, Spec, folder_model, wait_until
 from tests.netns.conftest import Start
-from tests.netns.hosts import NAMES, Hosts
 
 PROMPT, LENGTH = [5, 6, 7, 8], 40
 LOSS_DEADLINE = 90.0  # seconds until a host that is silent is given up by all others

@@ -21,8 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.cluster.harness import wait_until
-from tests.netns.host import DEADLINE, Host, HostsError, run
+from hostlib.host import DEADLINE, Host, HostsError, run, wait_until
 
 NAMES = ("mini1", "mini2", "master")
 PROGRAMS = ("ip", "nsenter", "setpriv", "ssh", "ssh-keygen", "sshd", "unshare")
@@ -187,7 +186,7 @@ def _free_network() -> int:
 
 
 def _children(parent: subprocess.Popen[bytes]) -> list[int]:
-    assert parent.poll() is None, f"{parent.args} ended with status {parent.returncode}"
+    assert parent.poll() is None, f"{parent.args!r} ended with status {parent.returncode}"
     return [child.pid for child in psutil.Process(parent.pid).children()]
 
 

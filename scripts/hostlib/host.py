@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ SSH_PORT = 22
 LINK = "eth0"
 NOBODY = "02:00:00:00:00:00"  # a hardware address that no host has
 LISTENING = "0A"  # state of a socket in /proc/net/tcp
+POLL = 0.02
 DEADLINE = 30.0  # seconds for a command that an idle machine ends in well under one
 
 
@@ -32,6 +34,15 @@ def run(*words: str) -> str:
         said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise HostsError(f"{' '.join(words)}: {said[-1]}")
     return done.stdout
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    """Poll `condition` until it holds.  Raises HostsError naming `what`."""
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        if time.monotonic() > end:
+            raise HostsError(f"{what}: not within {DEADLINE:g} s")
+        time.sleep(POLL)
 
 
 @dataclass(frozen=True)

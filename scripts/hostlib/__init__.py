@@ -1,0 +1,1 @@
+"""Hosts for tests and for scripts/chaos.py, made of Linux namespaces on one machine."""
