@@ -13,6 +13,7 @@ from mlx_lm.utils import load_tokenizer as read_tokenizer
 
 from pipeline.errors import CheckpointError
 from server.api.templates import MAX_REASON_CHARS, TEMPLATE_FAILURES
+from server.templating.bound import bind_template
 
 log = structlog.get_logger(__name__)
 
@@ -34,6 +35,7 @@ def load_tokenizer(
     except Exception as error:  # the tokenizers library raises the base class itself
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: the tokenizer can't be loaded: {reason}") from error
+    bind_template(tokenizer)
     _try_template(tokenizer, folder)
     return tokenizer
 
