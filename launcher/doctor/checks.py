@@ -11,12 +11,17 @@ from functools import partial
 
 import msgspec
 
-from launcher.doctor.facts import Asked, Interface, Link, NodeFacts, PlanFacts, Survey
+from launcher.doctor.facts import Asked, File, Interface, Link, NodeFacts, PlanFacts, Survey
 
 MUST_BE_EQUAL = ("mlx-cluster", "mlx", "mlx-lm")  # pipeline.card.VERSIONED
 OPEN_FILES = 4096  # below, mlx-lm can't be imported (server.__main__)
-CLOCK_DOUBT, CLOCK_WRONG = 2.0, 60.0  # seconds; certificates and tokens have times of validity
+CLOCK_DOUBT, CLOCK_WRONG = (
+    2.0,
+    60.0,
+)  # seconds; ranks refuse signatures older than that, and younger ones
 SLOW_SECONDS, SLOW_MBITS = 0.005, 500.0  # a link that will hold up decoding, or prefill
+OPTIONAL_FILES = ("access.keys_file", "access.cluster_secret_file")
+EQUAL_FILES = (*OPTIONAL_FILES, "access.jwt.secret_file", "tls.cluster.ca")
 GIB = 2**30
 INSTALL = "run ./scripts/serve --print-config in the same checkout on all nodes"
 
@@ -70,7 +75,7 @@ def _node(asked: Asked, first: Asked | None, plan: PlanFacts, several: bool) -> 
     yield _clock(check, asked)
     if several:
         yield from (_interface(check, interface) for interface in facts.interfaces)
-    yield from _files(check, facts)
+    yield from _files(check, facts, *reference)
 
 
 Make = Callable[..., Check]
@@ -234,16 +239,27 @@ def _interface_words(interface: Interface) -> str:
     return f"{interface.name or 'an unknown interface'} ({interface.kind}{speed})"
 
 
-def _files(check: Make, facts: NodeFacts) -> Iterator[Check]:
+def _files(check: Make, facts: NodeFacts, first: str, other: NodeFacts) -> Iterator[Check]:
+    there = {file.use: file for file in other.files}
     for file in facts.files:
-        if file.error:
-            advice = "put it there, or correct the setting"
-            yield check("file", Status.FAIL, f"{file.use}: {file.path}: {file.error}", advice)
-        elif file.open_to_others and file.use.endswith("key"):
-            message = f"{file.use}: {file.path} can be read by others"
-            yield check("file", Status.WARN, message, f"chmod 600 {file.path}")
-        else:
-            yield check("file", Status.OK, f"{file.use}: {file.path}")
+        made = _file(partial(check, "file"), file, first, there.get(file.use, file))
+        if made is not None:
+            yield made
+
+
+def _file(check: Make, file: File, first: str, other: File) -> Check | None:
+    """None for what need not be there and is on neither node."""
+    place = f"{file.use}: {file.path}"
+    if not file.found and not other.found and file.use in OPTIONAL_FILES:
+        return None
+    if file.error:
+        advice = f"copy that of {first}" if other.found else "put it there, or correct the setting"
+        return check(Status.FAIL, f"{place}: {file.error}", advice)
+    if file.use in EQUAL_FILES and file.digest != other.digest:
+        return check(Status.FAIL, f"{place} is not that of {first}", f"copy that of {first}")
+    if file.open_to_others and any(word in file.use for word in ("key", "secret")):
+        return check(Status.WARN, f"{place} can be read by others", f"chmod 600 {file.path}")
+    return check(Status.OK, place)
 
 
 def _link(link: Link) -> Check:

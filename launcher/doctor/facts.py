@@ -25,11 +25,13 @@ class Interface(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A key or certificate that the configuration names."""
+    """A key, secret or certificate that the configuration names."""
 
     use: str
     path: str
+    found: bool = True
     error: str = ""  # why it can't be read
+    digest: str = ""
     open_to_others: bool = False
 
 

@@ -250,10 +250,13 @@ def _file(use: str, path: str) -> dict[str, Any]:
     fact: dict[str, Any] = {"use": use, "path": path}
     try:
         with open(Path(path).expanduser(), "rb") as file:
-            mode = os.fstat(file.fileno()).st_mode
+            mode, content = os.fstat(file.fileno()).st_mode, file.read()
+    except FileNotFoundError as error:
+        return {**fact, "found": False, "error": error.strerror}
     except OSError as error:
         return {**fact, "error": error.strerror or str(error)}
-    return {**fact, "open_to_others": bool(mode & 0o077)}
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    return {**fact, "open_to_others": bool(mode & 0o077), "digest": digest}
 
 
 # links

@@ -27,6 +27,7 @@ from launcher.doctor.question import (
 from launcher.hostfile import LOCAL
 from launcher.ssh import Answer, run_on
 
+NO_INPUT = ("access.audit.file", "access.jwt.jwks")  # written by ranks, and perhaps an address
 PLAN_SECONDS = 60.0  # a description of the model may have to come from the hub
 
 
@@ -105,16 +106,16 @@ def ports(question: Question, rank: int) -> Iterator[tuple[str, int]]:
 
 
 def named_files(config: Config) -> list[tuple[str, str]]:
-    """Keys and certificates that the configuration names."""
-    section = config.model_dump(mode="json").get("tls", {})
-    return list(_paths("tls", section))
+    """Keys, secrets and certificates that the configuration names, by the settings that do."""
+    sections = config.model_dump(mode="json", include={"access", "tls"})
+    return [pair for name, section in sections.items() for pair in _paths(name, section)]
 
 
 def _paths(key: str, value: object) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _paths(f"{key}.{name}", inner)
-    elif isinstance(value, str) and "/" in value:
+    elif isinstance(value, str) and "/" in value and key not in NO_INPUT:
         yield key, value
 
 

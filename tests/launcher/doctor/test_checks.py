@@ -60,8 +60,13 @@ DEVIATIONS: list[tuple[dict[str, Any], str, Status, str]] = [
         "from this node alone",
     ),
     ({"interfaces": (replace(ETHERNET, up=False),)}, "address", FAIL, "en0 with 10.0.0.1 is down"),
-    ({"files": (File("tls.cert", "/c", "No such file"),)}, "file", FAIL, "tls.cert: /c: No such"),
-    ({"files": (File("tls.key", "/k", "", True),)}, "file", WARN, "can be read by others"),
+    ({"files": (File("tls.cert", "/c", False, "No such"),)}, "file", FAIL, "tls.cert: /c: No such"),
+    (
+        {"files": (File("tls.key", "/k", open_to_others=True),)},
+        "file",
+        WARN,
+        "can be read by others",
+    ),
 ]
 
 
@@ -79,7 +84,8 @@ def test_a_deviation_is_told_with_what_to_mend(
     "changes",
     [
         {"disk": Disk("/m", 1 * GIB, 4 * GIB, True)},  # the model is there
-        {"files": (File("tls.cert", "/c", "", True),)},  # a certificate is no secret
+        {"files": (File("tls.cert", "/c", open_to_others=True),)},  # is no secret
+        {"files": (File("access.keys_file", "/k", False, "No such"),)},  # nobody has keys
         {"memory": Memory(64 * GIB, 20 * GIB, 0)},
         {"python": "3.12.9"},
         {"began": 999.2, "ended": 999.3},  # may be the time that ssh took
@@ -87,6 +93,15 @@ def test_a_deviation_is_told_with_what_to_mend(
 )
 def test_what_does_no_harm_is_well(changes: dict[str, Any]) -> None:
     assert wrong(survey(**changes)) == []
+
+
+def test_what_all_nodes_must_share_is_compared() -> None:
+    secret = File("access.cluster_secret_file", "/s", digest="1")
+    for other in (replace(secret, digest="2"), replace(secret, found=False, error="No such")):
+        found = survey(files=(other,))
+        first = replace(found.nodes[0], facts=replace(FACTS, files=(secret,)))
+        [check] = wrong(replace(found, nodes=(first, *found.nodes[1:])))
+        assert (check.name, check.status, check.advice) == ("file", FAIL, "copy that of mini1")
 
 
 def test_a_node_that_can_not_be_asked_has_no_other_checks() -> None:
