@@ -8,10 +8,10 @@ from config.access import AccessConfig
 from config.cli import add_arguments, from_arguments, render
 from config.digests import settings_digests
 from config.errors import ConfigError
+from config.gateway import ApiGatewayConfig
 from config.models import DEMO, LayerRange, ModelConfig, Shard
 from config.nodes import NodeConfig, Ports
 from config.schema import (
-    ApiGatewayConfig,
     ClusterConfig,
     Config,
     CoordinatorConfig,

@@ -10,11 +10,12 @@ from pydantic import AfterValidator, Field, model_validator
 
 from config.access import AccessConfig
 from config.errors import ConfigError, InvalidSetting
+from config.gateway import ApiGatewayConfig
 from config.keys import Path, closest, format_key
 from config.models import LayerRange, ModelConfig, Shard, is_source, unlisted_model
 from config.nodes import NodeConfig, is_wildcard, node_by_rule
 from config.section import DYNAMIC, Section
-from config.values import Auto, Count, Flag, Index, Name, Port, Seconds, Share, Size, Text
+from config.values import Auto, Count, Flag, Index, Name, Port, Seconds, Share, Text
 
 Named = TypeVar("Named", NodeConfig, ModelConfig)
 
@@ -74,24 +75,6 @@ class CoordinatorConfig(Section):
     def reached_at(self, leader: str) -> str:
         """Where the other ranks reach it: `host` if that is one address, else that of rank 0, `leader`."""
         return leader if self.host is None or is_wildcard(self.host) else self.host
-
-
-class ApiGatewayConfig(Section):
-    host: Text = Field(default="127.0.0.1", description="Address the OpenAI API listens on.")
-    port: Port = Field(default=8000, description="Port of the OpenAI API, on the node of rank 0.")
-    timeout: Seconds = Field(
-        default=300.0,
-        description="Seconds a request may wait for its first token (queue and prefill) before 503.",
-        json_schema_extra=DYNAMIC,
-    )
-    max_concurrent_requests: Count = Field(
-        default=100,
-        description="Requests running and waiting together; one more is refused with 503.",
-        json_schema_extra=DYNAMIC,
-    )
-    max_body_bytes: Size = Field(
-        default=Size(4 * 2**20), description="Largest request body in bytes; a larger one gets 413."
-    )
 
 
 class SchedulerConfig(Section):

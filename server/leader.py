@@ -12,7 +12,7 @@ import structlog
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 import pipeline.engine_stats
-from config import Settings
+from config import DEMO, Config, Settings
 from pipeline.engine import Engine
 from pipeline.errors import LinkTimeout
 from pipeline.plan.resources import prefill_chunk
@@ -23,6 +23,8 @@ from server.access.errors import AccessError
 from server.access.startup import Protection, protect
 from server.api import ServedModel, Service, create_app
 from server.api.defaults import SamplingDefaults, read_defaults
+from server.api.service import Listed
+from server.api.switching import Switching
 from server.api.tokenizer import load_tokenizer
 from server.closing import close_all
 from server.engine_metrics import EngineMetrics, metrics_route, scheduling
@@ -69,6 +71,9 @@ class Leader:
             max_body_bytes=config.api_gateway.max_body_bytes,
             max_concurrent_requests=config.api_gateway.max_concurrent_requests,
             first_token_timeout=config.api_gateway.timeout,
+            catalog=catalog_of(config),
+            cors_origins=config.api_gateway.cors_origins,
+            switching=Switching(automatic=config.api_gateway.model_autoswitch),
             log_prompts=config.access.log_prompts,
         )
         cluster = ClusterView(
@@ -202,6 +207,15 @@ class Leader:
 
         if self._engine is not None:
             self._engine.configure(change)
+
+
+def catalog_of(config: Config) -> tuple[Listed, ...]:
+    """The models that can be served by name, and the one that is."""
+    models = {**config.models, config.model.name: config.model}
+    return tuple(
+        Listed(model.name, model.max_model_len, tuple({model.source} - {model.name, DEMO}))
+        for model in models.values()
+    )
 
 
 async def _warm_up(engine: Engine) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
 
@@ -16,8 +17,10 @@ from server.access.middleware import AccessMiddleware, Guard
 from server.api.chat import chat_completions
 from server.api.completions import completions
 from server.api.errors import ApiError, respond
+from server.api.header_limits import HeaderLimitMiddleware
 from server.api.messages.routes import count_tokens, create_message
-from server.api.models import list_models, show_model
+from server.api.models import list_models, show_model, switch_model
+from server.api.openapi import show_openapi
 from server.api.request_id import RequestIdMiddleware
 from server.api.responses.routes import (
     count_input_tokens,
@@ -28,6 +31,10 @@ from server.api.responses.routes import (
 )
 from server.api.responses.store import ResponseStore
 from server.api.service import Service
+from server.api.switching import SWITCH_PATH
+from server.api.tokenization import detokenize, embeddings, tokenize
+
+CORS_MAX_AGE_S = 600
 
 # `Exception` is for what nobody foresaw: Starlette answers with it, then raises it for the server to log.
 HANDLED = (ApiError, Refusal, PipelineError, HTTPException, ClientDisconnect, Exception)
@@ -52,12 +59,17 @@ def create_app(
         Route("/v1/responses/{response_id}/input_items", list_input_items, methods=["GET"]),
         Route("/v1/messages", create_message, methods=["POST"]),
         Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
+        Route("/tokenize", tokenize, methods=["POST"]),
+        Route("/detokenize", detokenize, methods=["POST"]),
+        Route("/openapi.json", show_openapi, methods=["GET"]),
+        Route(SWITCH_PATH, switch_model, methods=["GET", "POST"]),
         Route("/v1/models", list_models, methods=["GET"]),
         Route("/v1/models/{model_id:path}", show_model, methods=["GET"]),
     ]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(RequestIdMiddleware), *guarded(guard)],
+        middleware=[*outermost(service.cors_origins), *guarded(guard)],
         exception_handlers=dict.fromkeys(HANDLED, respond),
     )
     # A redirect would name this rank's own address, also to clients of the other nodes.
@@ -65,6 +77,24 @@ def create_app(
     app.state.service = service
     app.state.responses = ResponseStore()
     return app
+
+
+def outermost(cors_origins: Sequence[str] = ()) -> list[Middleware]:
+    """What comes before anything else, on every port.
+
+    cors_origins: of the web pages whose browsers are let through; a preflight has no key, so it is answered
+    before anybody is asked for one.
+    """
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=list(cors_origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "retry-after"],
+        max_age=CORS_MAX_AGE_S,
+    )
+    first = [Middleware(RequestIdMiddleware), Middleware(HeaderLimitMiddleware)]
+    return [*first, cors] if cors_origins else first
 
 
 def guarded(guard: Guard | None) -> list[Middleware]:

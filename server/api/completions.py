@@ -95,7 +95,7 @@ def _token_ids(prompt: str | list[int], body: CompletionBody, model: ServedModel
     if isinstance(prompt, str):
         ids = text_prompt(prompt, model)
     else:
-        params.check_prompt_ids(prompt, model)
+        params.check_ids(prompt, model, "prompt")
         ids = prompt
     return infill_prompt(ids, body.suffix, model) if body.suffix else ids
 

@@ -5,8 +5,11 @@
     ├── UnknownModel          404 model_not_found
     ├── BodyTooLarge          413 request_too_large
     ├── BodyStalled           408, closes the connection
+    ├── HeadersTooLarge       431 request_too_large, closes the connection
     ├── Overloaded            503 overloaded, with Retry-After
-    └── NotReady              503 not_ready, with Retry-After
+    ├── NotReady              503 not_ready, with Retry-After
+    ├── NotLoaded             503 model_not_loaded
+    └── NotServed             400 unsupported_endpoint
 
 Refusals of access (`server.access.errors`), errors of the engine (`pipeline.errors`) and of routing
 (`HTTPException`) keep their own types; `failure_of` knows what each of them means to a client.
@@ -40,8 +43,11 @@ from server.api.wire import to_json
 RETRY_AFTER_S = 2
 _HEADERS: Mapping[int, Mapping[str, str]] = {
     408: {"connection": "close"},  # the rest of the body may never come
+    431: {"connection": "close"},
     503: {"retry-after": str(RETRY_AFTER_S)},
 }
+SWITCH_RETRY_S = 10
+SWITCH_HEADER = "x-mlxc-switch-model"  # tells the launcher's front door which model is wanted
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it, it is for the access log
 
 __all__ = ["ApiError", "Failure", "failure_of", "invalid_field", "respond"]
@@ -93,6 +99,14 @@ class BodyStalled(ApiError):
     type = "invalid_request_error"
 
 
+class HeadersTooLarge(ApiError):
+    """More headers, or a longer target, than any client needs."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
 class Overloaded(ApiError):
     """Too many requests at once, or no first token in time."""
 
@@ -107,15 +121,41 @@ class NotReady(ApiError):
     code = "not_ready"
 
 
+class NotLoaded(ApiError):
+    """A configured model that is not the loaded one."""
+
+    status = 503
+    code = "model_not_loaded"
+
+    def __init__(self, message: str, model: str, *, switch: bool = False) -> None:
+        """`switch`: the launcher is to load it now."""
+        super().__init__(message, param="model")
+        self.model, self.switch = model, switch
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Trying again helps only where the model is on its way; OpenAI's clients heed the second header."""
+        if self.switch:
+            return {"retry-after": str(SWITCH_RETRY_S), SWITCH_HEADER: self.model}
+        return {"x-should-retry": "false"}
+
+
+class NotServed(ApiError):
+    """An endpoint of OpenAI's that this server knows and does not have."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "unsupported_endpoint"
+
+
 def failure_of(exc: Exception, request_id: str) -> Failure:
     """What `exc` means to the client of the request `request_id`.
 
     Anything unforeseen is a 500 that names the request id and nothing of the inside.
     """
     if isinstance(exc, ApiError):
-        return Failure(
-            exc.status, exc.message, exc.type, exc.param, exc.code, _HEADERS.get(exc.status, {})
-        )
+        headers = exc.headers if isinstance(exc, NotLoaded) else _HEADERS.get(exc.status, {})
+        return Failure(exc.status, exc.message, exc.type, exc.param, exc.code, headers)
     if isinstance(exc, Refusal):
         return Failure(exc.status, exc.message, exc.type, None, exc.code, exc.headers)
     if isinstance(exc, PipelineError):

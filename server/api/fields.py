@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr
-from pydantic_core import PydanticCustomError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import PydanticCustomError, core_schema
 
 # Limits of what validation may cost, far beyond any real request.
 MAX_ITEMS = 10_000
@@ -17,7 +27,7 @@ INT64 = Field(ge=-(1 << 63), lt=1 << 63)
 
 
 class Unserved:
-    """Validator of a known field that is not served: accepts `harmless` values only."""
+    """Annotation of a known field that is not served: accepts `harmless` values only."""
 
     def __init__(self, *harmless: Any) -> None:
         self._harmless = harmless
@@ -28,10 +38,47 @@ class Unserved:
             return value
         raise PydanticCustomError("unsupported", "this server does not support it")
 
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self, handler(source))
 
-def only(*harmless: Any) -> AfterValidator:
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {
+            "enum": [*self._harmless, None],
+            "description": "Not served: only values that change nothing are accepted.",
+        }
+
+
+def only(*harmless: Any) -> Unserved:
     """Annotation of a known field that is not served."""
-    return AfterValidator(Unserved(*harmless))
+    return Unserved(*harmless)
+
+
+class Also:
+    """Annotation of a field that takes more forms than its type says; `widen` turns them into it.
+
+    The other forms are described by JSON schemas, for the API's document.
+    """
+
+    def __init__(self, widen: Callable[[Any], Any], *forms: JsonSchemaValue) -> None:
+        self._widen, self._forms = widen, forms
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_before_validator_function(self._widen, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        inner = handler(schema["schema"])
+        return {"anyOf": [*self._forms, inner]}
+
+
+A_STRING: JsonSchemaValue = {"type": "string"}
 
 
 Positive = Annotated[StrictInt, Field(ge=1, lt=1 << 63)]

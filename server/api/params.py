@@ -123,8 +123,9 @@ def fit(
     return room
 
 
-def check_prompt_ids(ids: Iterable[int], model: ServedModel) -> None:
-    _check_vocabulary(ids, model, "prompt")
+def check_ids(ids: Iterable[int], model: ServedModel, param: str) -> None:
+    """Raises InvalidRequest for a token id that the model does not know."""
+    _check_vocabulary(ids, model, param)
 
 
 def _or(value: N | None, default: N) -> N:

@@ -18,16 +18,19 @@ from pydantic import (
     StrictInt,
     StrictStr,
     ValidationError,
+    WithJsonSchema,
 )
 from pydantic_core import PydanticCustomError
 
 from server.api.errors import invalid_field
 from server.api.fields import (
+    A_STRING,
     AT_MOST_4,
     AT_MOST_MANY,
     INT64,
     MAX_BIASES,
     SOME,
+    Also,
     Bias,
     Fraction,
     Natural,
@@ -81,7 +84,7 @@ class GenerationBody(Part):
     presence_penalty: Penalty | None = None
     logit_bias: Annotated[dict[str, Bias], BeforeValidator(_few_biases)] | None = None
     seed: Annotated[StrictInt, INT64] | None = None
-    stop: Annotated[list[StopString], AT_MOST_4, BeforeValidator(_one_or_many)] | None = None
+    stop: Annotated[list[StopString], AT_MOST_4, Also(_one_or_many, A_STRING)] | None = None
     stream: StrictBool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[StrictInt, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -171,7 +174,7 @@ class Message(Part):
     content: Annotated[
         list[Annotated[TextPart, BeforeValidator(_text_only)]],
         SOME,
-        BeforeValidator(_as_parts),
+        Also(_as_parts, A_STRING),
     ]
     name: StrictStr | None = None
     tool_calls: Annotated[Any, only([])] = None
@@ -244,15 +247,25 @@ def _prompts(value: Any) -> list[str | list[int]]:
     )
 
 
+TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+PROMPT_FORMS = {
+    "anyOf": [
+        A_STRING,
+        {"type": "array", "items": A_STRING, "minItems": 1},
+        TOKEN_IDS,
+        {"type": "array", "items": TOKEN_IDS, "minItems": 1},
+    ]
+}
+
+
 class CompletionBody(GenerationBody):
-    prompt: Annotated[Any, AfterValidator(_prompts)]
+    prompt: Annotated[Any, AfterValidator(_prompts), WithJsonSchema(PROMPT_FORMS)]
     logprobs: Annotated[StrictInt, Field(ge=0, le=5)] | None = None
 
     best_of: Annotated[StrictInt, Field(ge=1, le=MAX_CANDIDATES)] | None = None
     echo: StrictBool | None = None
-    suffix: StrictStr | None = (
-        None  # what comes after the output; needs a model that knows how to fill in
-    )
+    # What comes after the output; needs a model that knows how to fill in.
+    suffix: StrictStr | None = None
 
     @property
     def prompts(self) -> list[str | list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pipeline.sampling.grammar import Grammars, vocabulary_of
 from server.api.body import BodyReader
 from server.api.defaults import SamplingDefaults
 from server.api.errors import NotReady, Overloaded, UnknownModel
+from server.api.switching import Switching
 from server.api.vocabulary import Tokenizer, Vocabulary
 
 # A client that invents field names must not fill memory or the log.
@@ -49,6 +51,18 @@ class ServedModel:
         return Vocabulary(self.tokenizer)
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A configured model, loaded or not."""
+
+    id: str
+    max_model_len: int | None = None  # as far as it is known without loading it
+    aliases: tuple[str, ...] = ()
+
+    def answers_to(self, name: str) -> bool:
+        return name == self.id or name in self.aliases
+
+
 @dataclass
 class Service:
     """One per process.  `model` and `generator` are None while the model loads."""
@@ -62,7 +76,11 @@ class Service:
     max_concurrent_requests: int = 100  # sequences, each prompt of a list counts
     first_token_timeout: float = 60.0  # seconds
     keep_alive_interval: float = 15.0  # seconds between comments in a stream
+    catalog: tuple[Listed, ...] = ()  # all models that are configured
+    cors_origins: tuple[str, ...] = ()  # of web pages that may call from a browser
+    switching: Switching = field(default_factory=Switching)
     log_prompts: bool = False  # for debugging: what was asked and answered goes to the log
+    started: int = field(default_factory=lambda: int(time.time()), init=False)  # Unix time, seconds
     running: int = field(default=0, init=False)
     bodies: BodyReader = field(init=False)
     _logged: set[str] = field(default_factory=set, init=False)
@@ -71,16 +89,23 @@ class Service:
         self.bodies = BodyReader(self.max_body_bytes)
 
     def serving(self, name: str) -> tuple[ServedModel, Generator]:
-        """The model called `name` and its engine; raises NotReady or UnknownModel."""
+        """The model called `name` and its engine; raises NotReady, NotLoaded or UnknownModel."""
         reason = self.readiness()
         if reason is not None:
             raise NotReady(reason)
         if self.model is None or self.generator is None:
             raise NotReady("The model is still loading.")
         if not self.model.answers_to(name):
+            other = self.listed(name)
+            if other is not None:
+                raise self.switching.not_loaded(other.id, self.model.id)
             message = f"The model {name!r} is not served here; this server has {self.model.id!r}."
             raise UnknownModel(message, param="model")
         return self.model, self.generator
+
+    def listed(self, name: str) -> Listed | None:
+        """The configured model called `name`."""
+        return next((entry for entry in self.catalog if entry.answers_to(name)), None)
 
     @contextmanager
     def admitted(self, sequences: int) -> Iterator[None]:

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.routing import BaseRoute
 from starlette.types import Lifespan
 
 from server.access.middleware import Guard
-from server.api.app import guarded
+from server.api.app import guarded, outermost
 from server.api.errors import ApiError, respond
-from server.api.request_id import RequestIdMiddleware
 
 
 def node_app(
@@ -24,7 +22,7 @@ def node_app(
     """An application with the API's error bodies and request ids."""
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(RequestIdMiddleware), *guarded(guard)],
+        middleware=[*outermost(), *guarded(guard)],
         exception_handlers=dict.fromkeys((ApiError, HTTPException, Exception), respond),
         lifespan=lifespan,
     )

@@ -7,7 +7,9 @@ whole.  Beyond the limit, the one that has waited longest makes room for a new o
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -22,6 +24,14 @@ from server.api.request_id import RequestIdMiddleware
 from server.api.wire import to_json
 
 _NOT_HTTP = Failure(400, "This is not a valid HTTP/1.1 request.", "invalid_request_error")
+
+MAX_HEADER_BYTES = 32 << 10  # request line and headers together
+_HEADER_TOO_LARGE = Failure(
+    431,
+    f"The header of a request may have at most {MAX_HEADER_BYTES} bytes.",
+    "invalid_request_error",
+    code="request_too_large",
+)
 
 
 @dataclass(frozen=True)
@@ -113,13 +123,17 @@ class Connection(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             self.transport.abort()  # in the middle of an answer to what was HTTP
             return
-        body = to_json(_NOT_HTTP.body())
+        refusal = _NOT_HTTP
+        if getattr(sys.exc_info()[1], "error_status_hint", None) == _HEADER_TOO_LARGE.status:
+            refusal = _HEADER_TOO_LARGE  # h11 says so while uvicorn handles its error
+        reason = HTTPStatus(refusal.status).phrase.encode()
+        body = to_json(refusal.body())
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             (b"connection", b"close"),
         ]
-        reply = h11.Response(status_code=_NOT_HTTP.status, headers=headers, reason=b"Bad Request")
+        reply = h11.Response(status_code=refusal.status, headers=headers, reason=reason)
         for event in (reply, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()

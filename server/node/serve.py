@@ -12,7 +12,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from server import descriptors
-from server.node.connection import Connection, ConnectionLimits, LimitedConfig
+from server.node.connection import MAX_HEADER_BYTES, Connection, ConnectionLimits, LimitedConfig
 from server.rpc.listen import bind
 
 # After the streams are cancelled: handlers that clean up, and lifespans.
@@ -138,6 +138,7 @@ class _Server(uvicorn.Server):
             proxy_headers=False,
             timeout_keep_alive=limits.keep_alive_s,
             backlog=BACKLOG,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
         config.limits = limits
         super().__init__(config)

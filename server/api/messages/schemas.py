@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic_core import PydanticCustomError
 
-from server.api.fields import SOME, Fraction, Part, Positive, StopString, only
+from server.api.fields import A_STRING, SOME, Also, Fraction, Part, Positive, StopString, only
 
 SERVED_BLOCKS = ("text", "tool_use", "tool_result", "thinking", "redacted_thinking")
 MAX_STOPS = 16
@@ -64,7 +64,7 @@ def _text_only(value: Any) -> Any:
 Texts = Annotated[
     list[Annotated[TextBlock, BeforeValidator(_text_only)]],
     Field(max_length=10_000, fail_fast=True),
-    BeforeValidator(_as_blocks),
+    Also(_as_blocks, A_STRING),
 ]
 
 
@@ -105,7 +105,7 @@ ContentBlock = Annotated[
 
 class InputMessage(Part):
     role: Literal["user", "assistant"]
-    content: Annotated[list[ContentBlock], SOME, BeforeValidator(_as_blocks)]
+    content: Annotated[list[ContentBlock], SOME, Also(_as_blocks, A_STRING)]
 
 
 def _own_tool(value: Any) -> Any:

@@ -8,7 +8,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr
 from pydantic_core import PydanticCustomError
 
-from server.api.fields import INT64, SOME, Fraction, Natural, Part, Penalty, Positive, only
+from server.api.fields import (
+    A_STRING,
+    INT64,
+    SOME,
+    Also,
+    Fraction,
+    Natural,
+    Part,
+    Penalty,
+    Positive,
+    only,
+)
 
 REFUSED_PARTS = ("input_image", "input_file", "input_audio", "input_video", "image_url")
 # Their content comes back in plain text in `content`, so there is nothing to encrypt.
@@ -48,7 +59,7 @@ def _as_parts(value: Any) -> Any:
 ContentPart = Annotated[
     Annotated[TextPart | RefusalPart, Field(discriminator="type")], BeforeValidator(_text_only)
 ]
-Content = Annotated[list[ContentPart], SOME, BeforeValidator(_as_parts)]
+Content = Annotated[list[ContentPart], SOME, Also(_as_parts, A_STRING)]
 
 
 class Item(Part):
@@ -182,7 +193,7 @@ def _tool_choice(value: Any) -> Any:
 
 class ResponsesBody(Part):
     model: Annotated[StrictStr, Field(min_length=1)]
-    input: Annotated[list[InputItem], SOME, BeforeValidator(_as_items)]
+    input: Annotated[list[InputItem], SOME, Also(_as_items, A_STRING)]
     instructions: StrictStr | None = None
     previous_response_id: StrictStr | None = None
     store: StrictBool | None = None

@@ -1,0 +1,52 @@
+"""The HTTP API: where it listens and what it bears."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from config.section import DYNAMIC, Section
+from config.values import Count, Flag, Port, Seconds, Size, Text
+
+_ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
+
+
+def _is_origin(text: str) -> str:
+    if not _ORIGIN.fullmatch(text):
+        raise ValueError(
+            'should be an origin such as "https://chat.example.org", without a path, or "*"'
+        )
+    return text
+
+
+Origin = Annotated[Text, AfterValidator(_is_origin)]
+
+
+class ApiGatewayConfig(Section):
+    host: Text = Field(default="127.0.0.1", description="Address the OpenAI API listens on.")
+    port: Port = Field(default=8000, description="Port of the OpenAI API, on the node of rank 0.")
+    timeout: Seconds = Field(
+        default=300.0,
+        description="Seconds a request may wait for its first token (queue and prefill) before 503.",
+        json_schema_extra=DYNAMIC,
+    )
+    max_concurrent_requests: Count = Field(
+        default=100,
+        description="Requests running and waiting together; one more is refused with 503.",
+        json_schema_extra=DYNAMIC,
+    )
+    max_body_bytes: Size = Field(
+        default=Size(4 * 2**20), description="Largest request body in bytes; a larger one gets 413."
+    )
+    cors_origins: tuple[Origin, ...] = Field(
+        default=(),
+        description='Origins of web pages that may call the API from a browser, "*" for any; '
+        "empty: none may.",
+    )
+    model_autoswitch: Flag = Field(
+        default=False,
+        description="Whether a request for a configured model that is not loaded has the launcher load "
+        "it in place of the one that is; it gets 503 until then. Needs the launcher.",
+    )

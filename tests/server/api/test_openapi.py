@@ -1,0 +1,126 @@
+"""The API's document: it names every route, and real answers have the shapes that it promises."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from starlette.routing import Route
+
+from server.api import create_app
+from server.api import documents as shapes
+from server.api.openapi import OPERATIONS, document
+from server.api.service import Service
+from tests.server.api.conftest import Client, events
+from tests.server.api.test_responses import named_events
+
+# Of the cluster rather than of the API: server.node.cluster_routes and server.engine_metrics.
+ELSEWHERE = {("get", path) for path in ("/health", "/ready", "/v1/cluster", "/metrics")}
+
+
+def test_every_route_is_described_and_nothing_else(service: Service) -> None:
+    routes = {
+        (method.lower(), route.path.replace(":path}", "}"))
+        for route in create_app(service).routes
+        if isinstance(route, Route)
+        for method in route.methods or ()
+        if method != "HEAD"
+    }
+    described = {(operation.method, operation.path) for operation in OPERATIONS}
+    assert described == routes | ELSEWHERE
+
+
+def references(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        mine = {value["$ref"]} if isinstance(value.get("$ref"), str) else set()
+        return mine.union(*map(references, value.values()))
+    return set().union(*map(references, value)) if isinstance(value, list) else set()
+
+
+def test_every_reference_is_there(client: Client) -> None:
+    shown = client.request("GET", "/openapi.json").json()
+    assert shown == json.loads(json.dumps(document()))
+    names = {f"#/components/schemas/{name}" for name in shown["components"]["schemas"]}
+    assert references(shown) <= names
+
+
+def schema(kind: str, field: str) -> dict[str, Any]:
+    found: dict[str, Any] = document()["components"]["schemas"][kind]["properties"][field]
+    return found
+
+
+def test_fields_are_described_as_they_are_validated() -> None:
+    stop = json.dumps(schema("ChatBody", "stop"))
+    assert '"maxItems": 4' in stop
+    assert '{"type": "string"}' in stop
+    assert schema("ChatBody", "temperature")["anyOf"][0] == {
+        "maximum": 2,
+        "minimum": 0,
+        "type": "number",
+    }
+    assert schema("ChatBody", "store")["enum"] == [False, None]
+    assert len(schema("CompletionBody", "prompt")["anyOf"]) == 4
+    assert "function_call_output" in json.dumps(schema("ResponsesBody", "input"))
+
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+ANSWERS: list[tuple[str, dict[str, Any], Any, Any]] = [
+    (
+        "/v1/chat/completions",
+        {"messages": MESSAGES, "logprobs": True},
+        shapes.ChatCompletion,
+        shapes.ChatChunk,
+    ),
+    (
+        "/v1/completions",
+        {"prompt": "hi", "logprobs": 1},
+        shapes.TextCompletion,
+        shapes.TextCompletion,
+    ),
+    ("/v1/responses", {"input": "hi"}, shapes.ResponseDocument, shapes.ResponseEvent),
+    (
+        "/v1/messages",
+        {"messages": MESSAGES, "max_tokens": 9},
+        shapes.MessageDocument,
+        shapes.MessageEvent,
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "answer", "event"), ANSWERS)
+def test_answers_and_events_have_their_shapes(
+    client: Client, path: str, body: dict[str, Any], answer: Any, event: Any
+) -> None:
+    whole = client.post(path, {"model": "tiny", **body})
+    answer.model_validate(whole.json(), strict=True)
+    response = client.post(path, {"model": "tiny", "stream": True, **body})
+    read = events if event in (shapes.ChatChunk, shapes.TextCompletion) else named_events
+    for each in read(response):
+        event.model_validate(each, strict=True)
+
+
+OTHERS: list[tuple[str, dict[str, Any], Any]] = [
+    ("/v1/responses/input_tokens", {"model": "tiny", "input": "x"}, shapes.ResponseInputTokens),
+    (
+        "/v1/messages/count_tokens",
+        {"model": "tiny", "messages": MESSAGES},
+        shapes.MessageTokens,
+    ),
+    ("/tokenize", {"prompt": "x"}, shapes.Tokens),
+    ("/detokenize", {"tokens": [1]}, shapes.Text),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "answer"), OTHERS)
+def test_other_answers(client: Client, path: str, body: dict[str, Any], answer: Any) -> None:
+    answer.model_validate(client.post(path, body).json(), strict=True)
+
+
+def test_models_and_errors(client: Client) -> None:
+    listed = client.request("GET", "/v1/models").json()
+    shapes.ModelList.model_validate(listed, strict=True)
+    refused = client.chat(temperature=9).json()
+    shapes.ErrorDocument.model_validate(refused, strict=True)
+    refused = client.post("/v1/messages", {}).json()
+    shapes.AnthropicError.model_validate(refused, strict=True)
