@@ -67,3 +67,32 @@ def test_a_host_that_lets_nobody_in_is_told(start: Start, hosts: Hosts, backend:
     [error] = [line for line in cluster.log.splitlines() if line.startswith("error: ")]
     assert re.search(r"ssh to master fails: .*Permission denied \(publickey\)", error), cluster.log
     cluster.assert_nothing_left()
+
+
+@pytest.mark.parametrize("backend", ["ring", "mpi"])
+def test_ranks_on_other_hosts_do_not_outlive_a_killed_launcher(start: Start, backend: str) -> None:
+    if backend == "mpi":
+        require_mpi()
+    cluster = start(backend=backend).wait_ready()
+    first = cluster.hosts.hosts[0]
+    [launcher] = [
+        p for p in first.processes if "launcher.job" in p.cmdline() and p.ppid() != first.init
+    ]
+    launcher.kill()
+    assert cluster.wait_ended() != 0
+    cluster.assert_nothing_left()
+
+
+def test_a_parted_host_is_given_up_and_a_stop_does_not_wait_for_it(start: Start) -> None:
+    """Both sides of a partition live, and neither hears of the other."""
+    settings = ("network.keepalive_interval=1", "network.keepalive_probes=2")
+    cluster = start(settings=settings).wait_ready()
+    hosts = cluster.hosts
+    alone, others = [hosts["master"]], [hosts["mini1"], hosts["mini2"]]
+    hosts.part(alone, others)
+    try:
+        assert cluster.wait_ended(LOSS_DEADLINE) != 0
+        wait_until(lambda: not alone[0].ranks, "the lost rank has ended", LOSS_DEADLINE)
+    finally:
+        hosts.join(alone, others)
+    cluster.assert_nothing_left()
