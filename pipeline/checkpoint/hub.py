@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 
+from pipeline.checkpoint.containment import check_contained
 from pipeline.checkpoint.header import Header, read_header
 from pipeline.checkpoint.progress import Meter, Progress, silent
 from pipeline.checkpoint.source import WEIGHTS, check_listing, require_config
@@ -64,6 +65,7 @@ class HubRepository:
         progress(f"Looking up {name}", 0, 1)
         online = _hub_answers(name, revision)
         path = _small_files(name, revision, code, online)
+        check_contained(path)
         require_config(path, name)
         headers = _headers(name, path, online, progress)
         check_listing(path, name, headers)

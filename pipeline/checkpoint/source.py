@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.checkpoint.containment import check_contained, foreign_weights
 from pipeline.checkpoint.header import Header, read_header
 from pipeline.checkpoint.progress import Progress
 from pipeline.errors import CheckpointError, ModelNotFound
@@ -53,6 +54,7 @@ class Folder:
         path = Path(name).expanduser()
         if not path.is_dir():
             raise ModelNotFound(f"There is no model folder {name}; check the path.")
+        check_contained(path)
         require_config(path, name)
         files = sorted(file.name for file in path.glob(WEIGHTS))
         check_listing(path, name, files)
@@ -69,8 +71,14 @@ def require_config(path: Path, name: str) -> None:
 
 
 def check_listing(path: Path, name: str, files: Iterable[str]) -> None:
-    """Raises CheckpointError when there are no weights, or the index names one not in `files`."""
+    """Raises CheckpointError when there are no weights, or the index names one not in `files`: a path, say."""
     present = set(files)
+    foreign = None if present else foreign_weights(path)
+    if foreign:
+        raise CheckpointError(
+            f"{name} has its weights as {foreign}, and only safetensors are read: other forms can hold "
+            "code; convert the model with `mlx_lm.convert` first."
+        )
     if not present:
         raise CheckpointError(
             f"{name} has no weights ({WEIGHTS}); convert the model with `mlx_lm.convert` first."

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import mlx.core as mx
 from mlx_lm.utils import _get_classes, load_model
 
+from pipeline.checkpoint.containment import inside
 from pipeline.checkpoint.header import Header, Stub
 from pipeline.errors import CheckpointError, UnsupportedModel
 
@@ -93,8 +94,9 @@ def _custom_classes(path: Path, file: str, trusted: bool) -> Classes:
             f"{path / 'config.json'} wants to run its own code ({file}); "
             "set trust_remote_code for this model if you trust it."
         )
-    spec = importlib.util.spec_from_file_location("custom_model", path / file)
-    if spec is None or spec.loader is None or not (path / file).is_file():
+    code = inside(path, file)
+    spec = importlib.util.spec_from_file_location("custom_model", code)
+    if spec is None or spec.loader is None or not code.is_file():
         raise CheckpointError(f"{path / 'config.json'} names {file}, which is missing.")
     module = importlib.util.module_from_spec(spec)
     try:
@@ -102,7 +104,7 @@ def _custom_classes(path: Path, file: str, trusted: bool) -> Classes:
         return module.Model, module.ModelArgs
     except CODE_FAULTS as error:
         detail = f"{type(error).__name__}: {error}"[:_DETAIL]
-        raise UnsupportedModel(f"{path / file} can't be used as a model ({detail}).") from error
+        raise UnsupportedModel(f"{code} can't be used as a model ({detail}).") from error
 
 
 def build(
