@@ -14,6 +14,7 @@ from config.gateway import ApiGatewayConfig
 from config.keys import Path, closest, format_key
 from config.models import LayerRange, ModelConfig, Shard, is_source, unlisted_model
 from config.nodes import NodeConfig, is_wildcard, node_by_rule
+from config.observe import ObserveConfig
 from config.section import DYNAMIC, Section
 from config.values import Auto, Count, Flag, Index, Name, Port, Seconds, Share, Text
 
@@ -172,6 +173,9 @@ class Config(Section):
     )
     tracing: TracingConfig = Field(default=TracingConfig(), description="Timelines.")
     access: AccessConfig = Field(default=AccessConfig(), description="Keys, roles and limits.")
+    observe: ObserveConfig = Field(
+        default=ObserveConfig(), description="Logs, traces, resources and alerts."
+    )
     nodes: Annotated[Mapping[Name, NodeConfig], AfterValidator(_name_entries)] = Field(
         default={}, description="The named nodes; ranks beyond them get names and ports by rule."
     )

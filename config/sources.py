@@ -1,4 +1,4 @@
-"""Where settings come from: four YAML files, the environment, the command line."""
+"""Where settings come from: the YAML files, the environment, the command line."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ FILES = {
     "nodes.yaml": ("nodes",),
     "models.yaml": ("default_model", "models"),
     "network.yaml": ("network",),
+    "observe.yaml": ("observe",),
 }
 PREFIX = "MLXC_"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass, field
 
 from pipeline.request import GenerationRequest, TokenEvent
@@ -23,6 +24,8 @@ class RunningRequest:
     tokens: tuple[int, ...] = ()  # what is prefilled
     made: list[int] = field(default_factory=list)  # since it was last put in the queue
     cached: int = 0  # tokens of the prompt that were not prefilled
+    submitted: float = field(default_factory=time.monotonic)
+    queued: float | None = None  # seconds before it had a place on the stages
 
     @property
     def next_token(self) -> int:

@@ -26,6 +26,7 @@ from pipeline.errors import (
     EngineStopped,
     FrameError,
     LinkTimeout,
+    RequestCancelled,
     RequestRejected,
 )
 from pipeline.frames import Admission, Decode, Prefill, Result, Step
@@ -115,6 +116,15 @@ class Engine:
         """Let the engine thread change the scheduler between two steps."""
         self._command(lambda: change(self._scheduler))
 
+    def cancel(self, request: str) -> None:
+        """End a request by its id; who waits for it gets RequestCancelled.  Unknown ids are ignored."""
+        self._command(lambda: self._cancel_by_id(request))
+
+    def admitted(self) -> frozenset[str]:
+        """Ids of requests that have a place on the stages.  Any thread may ask."""
+        requests = list(self._requests.values())
+        return frozenset(r.request.id for r in requests if r.queued is not None)
+
     def stop(self) -> None:
         """End the loop between two steps; running requests get EngineStopped."""
         self._command(self._begin_stop)
@@ -189,6 +199,7 @@ class Engine:
         request = running.request
         if not running.started:
             running.cached = min(length, len(request.prompt))
+            running.queued = time.monotonic() - running.submitted
         needs_prompt = request.params.repetition_penalty != 1.0
         prompt = request.prompt if needs_prompt else ()
         return Admission(sequence, request.params, prompt, running.known, source, length)
@@ -215,8 +226,9 @@ class Engine:
         if result.memory:
             self._watch_memory(result, ran)
         self._outbox.flush()
-        if self._worker.timeline is not None:
-            self._worker.timeline.add("absorb", began, result.step)
+        timeline = self._worker.timeline
+        if timeline is not None:
+            timeline.add("absorb", began, result.step)
 
     def _take_tokens(self, batch: DecodeBatch, result: Result) -> None:
         if len(result.tokens) != len(batch.sequences):
@@ -231,11 +243,12 @@ class Engine:
             if sequence in result.broken:
                 self._give_up(request, result.refused.get(sequence))
             else:
-                cached = 0 if request.started else request.cached
+                first = not request.started
+                cached, queued = (request.cached, request.queued) if first else (0, None)
                 request.emitted += 1
                 request.made.append(token)
                 finish = self._finish_reason(request, token)
-                self._deliver(request, TokenEvent(token, finish, entry, cached))
+                self._deliver(request, TokenEvent(token, finish, entry, cached, queued))
 
     def _watch_memory(self, result: Result, ran: int) -> None:
         """Let prefixes and sequences go where a stage uses more than its share."""
@@ -376,6 +389,11 @@ class Engine:
         for request in submitted:
             if request.sequence in self._requests:
                 self._forget(request)
+
+    def _cancel_by_id(self, wanted: str) -> None:
+        for request in [r for r in self._requests.values() if r.request.id == wanted]:
+            self._outbox.post(request, RequestCancelled("The request was cancelled."))
+            self._forget(request)
 
     def _forget(self, request: RunningRequest) -> None:
         del self._requests[request.sequence]

@@ -15,6 +15,7 @@ PipelineError
 │   ├── QueueFull               come back later
 │   ├── EngineStopped           the engine is stopping or has failed
 │   ├── ConstraintRefused       its grammar is broken, too large, or can't go on
+│   ├── RequestCancelled        somebody ended it
 │   └── BrokenOutput            the model's output for it can't be sampled
 ├── StartFailed                 this node can't take part; final, one sentence for the user
 └── EngineFault                 a bug or a broken device; the process must exit
@@ -87,6 +88,10 @@ class EngineStopped(RequestRejected):
 
 class ConstraintRefused(RequestRejected):
     """The grammar that the output is to follow is broken, too large, or leads nowhere."""
+
+
+class RequestCancelled(RequestRejected):
+    """Somebody else than its client has ended it."""
 
 
 class BrokenOutput(RequestRejected):

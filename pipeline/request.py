@@ -88,6 +88,7 @@ class TokenEvent(msgspec.Struct, frozen=True):
     finish: FinishReason | None = None
     logprobs: TokenLogprobs | None = None
     cached: int = 0  # on the first one: prompt tokens that were not prefilled
+    queued: float | None = None  # on the first one: seconds before it had a place on the stages
 
 
 class Generator(Protocol):

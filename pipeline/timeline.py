@@ -6,12 +6,14 @@ import json
 import time
 from collections import deque
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 Activity: TypeAlias = Literal["choose", "build", "wait", "compute", "send", "absorb"]
 """choose: the scheduler; build: the graph of a step, and its announcement; wait: for the previous stage, or for
 the next one to take what was sent before; compute: until the output is there; send: the frame that says so,
 or the result; absorb: a result, on rank 0."""
+
+ACTIVITIES: tuple[Activity, ...] = get_args(Activity)
 
 CAPACITY = 1 << 18  # spans; the oldest go first
 
@@ -26,7 +28,7 @@ class Span(NamedTuple):
 
 
 class Timeline:
-    """The latest spans of one rank.  For its engine thread."""
+    """The latest spans of one rank.  Its engine thread adds them; any thread may read."""
 
     def __init__(self) -> None:
         self._spans: deque[Span] = deque(maxlen=CAPACITY)
@@ -38,6 +40,10 @@ class Timeline:
         now = time.monotonic()
         self._spans.append(Span(activity, start, now, step))
         return now
+
+    def between(self, start: float, end: float) -> list[Span]:
+        """Spans of which a part lies between two times of time.monotonic(), in the order of their ends."""
+        return [span for span in self._spans.copy() if span.end > start and span.start < end]
 
     def write(self, folder: Path, rank: int, node: str, epoch: int) -> Path:
         """Write all spans to a file in `folder`, which is made where needed.  Raises OSError."""

@@ -47,7 +47,9 @@ class WorkerStats:
     last_step: float | None = None  # time.monotonic()
     hung_at: float | None = None  # time.monotonic() by when what it does has to end; None: idle
     compute_seconds: float = 0.0
-    wait_seconds: float = 0.0
+    wait_seconds: float = 0.0  # for the previous stage
+    transfer_seconds: float = 0.0  # until the next stage had taken what was sent
+    sent_bytes: int = 0  # of hidden states
     sequences: int = 0  # that run; not those retained for later prompts
     cache_bytes: int = 0
     peak_memory: int = 0  # bytes that MLX held at most, loading included
@@ -89,7 +91,7 @@ class Worker:
         self.sequences = StageSequences(stage.make_cache)
         self.stats = WorkerStats(peak_memory=mx.get_peak_memory())
         mx.reset_peak_memory()  # loading is no sign of what steps take
-        self.timeline: Timeline | None = None  # set it to record one
+        self.timeline: Timeline | None = None  # set it to record one; any thread may
         self._began = self._computed = 0.0  # time.monotonic() of the step at hand
         self._waited = 0.0  # seconds of it
         self._unsettled: dict[int, int] = {}  # by group: decode steps since its caches were settled
@@ -133,10 +135,11 @@ class Worker:
         if step.loop == 0:
             self._change(step)
         result = self._pass_on(step) if step.work is None else self._forward(step, step.work)
-        if step.work is not None:
-            self._mark("send", self._computed, step)
         self.stats.steps += 1
         self.stats.last_step = time.monotonic()
+        if step.work is not None:
+            self._mark("send", self._computed, step)
+            self.stats.transfer_seconds += self.stats.last_step - self._computed
         self.stats.hung_at = None
         self.stats.sequences = self.sequences.live
         if self.stats.steps % CLEAR_STEPS == 0:
@@ -216,6 +219,7 @@ class Worker:
         outbound.send(self._announcement(step, specs), self._timeout)
         before = self._evaluate(step, expected, arrays, also, send=True)
         outbound.send(before, self._timeout)
+        self.stats.sent_bytes += sum(array.nbytes for array in arrays)
 
     def _announcement(self, step: Step, specs: tuple[TensorSpec, ...]) -> Step:
         if self._next == 0:  # round again: rank 0 has applied the changes already
@@ -292,7 +296,9 @@ class Worker:
             # All other stages may be at work meanwhile.
             self.stats.hung_at = waited + self._timeout * self._loops * self._ring.size
             self._ring.make_room()
-            self.stats.hung_at = self._waited_since(waited, step) + self._timeout
+            began = self._waited_since(waited, step)
+            self.stats.transfer_seconds += began - waited
+            self.stats.hung_at = began + self._timeout
         started = time.monotonic()
         if send:
             self._ring.send(outputs, self._next)
@@ -313,7 +319,9 @@ class Worker:
         else:
             self.stats.hung_at = None  # the link has a deadline of its own
         frame: Frame = self._require_links().inbound.receive(patience)
-        self.stats.hung_at = self._waited_since(started, step) + self._timeout
+        arrived = self._waited_since(started, step)
+        self.stats.wait_seconds += arrived - started
+        self.stats.hung_at = arrived + self._timeout
         if not isinstance(frame, Ready) or frame.step != step.id:
             raise FrameError(f"{frame!r} arrived where Ready of step {step.id} was expected")
         if not posted:
@@ -324,7 +332,6 @@ class Worker:
         """A wait of this step that has ended; returns now."""
         now = time.monotonic()
         self._waited += now - started
-        self.stats.wait_seconds += now - started
         self._mark("wait", started, step)
         return now
 
@@ -340,8 +347,9 @@ class Worker:
         return peak / self.memory_bytes
 
     def _mark(self, activity: Activity, start: float, step: Step) -> None:
-        if self.timeline is not None:
-            self.timeline.add(activity, start, step.id)
+        timeline = self.timeline  # another thread may take it away
+        if timeline is not None:
+            timeline.add(activity, start, step.id)
 
     def _require_links(self) -> Links:
         if self._links is None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from config import Config
 from config.keys import format_key
 from pipeline.rank import Phase, Placement, Rank
+from pipeline.worker import WorkerStats
 from server.rpc.errors import BindError
 from server.rpc.records import (
     LEADER,
@@ -16,6 +18,8 @@ from server.rpc.records import (
     RankReport,
     RankState,
     Registration,
+    Resources,
+    StageTimes,
     Versions,
 )
 
@@ -63,6 +67,16 @@ def port_problem(config: Config, placement: Placement, error: BindError) -> str:
     return f"{' and '.join(keys)}: {error}" if keys else str(error)
 
 
+def _stage_times(stats: WorkerStats) -> StageTimes:
+    return StageTimes(
+        stats.steps,
+        stats.compute_seconds,
+        stats.wait_seconds,
+        stats.transfer_seconds,
+        stats.sent_bytes,
+    )
+
+
 class Reporter:
     """Makes the report that goes into heartbeats and onto the health port."""
 
@@ -70,6 +84,7 @@ class Reporter:
         self._rank = rank
         self.serving = False  # all that this rank adds to the engine is up
         self.draining = False
+        self.resources: Callable[[], Resources | None] = lambda: None
 
     def __call__(self) -> RankReport:
         """How this rank is at this moment."""
@@ -87,6 +102,8 @@ class Reporter:
             sequences=stats.sequences if stats is not None else 0,
             last_step_age_s=None if last is None else time.monotonic() - last,
             counters=Counters(*rank.traffic()),
+            stage=None if stats is None else _stage_times(stats),
+            resources=self.resources(),
         )
 
     def _state(self) -> tuple[RankState, str]:

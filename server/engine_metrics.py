@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 
 from pipeline.engine_stats import EngineStats
-
-PREFIX = "mlxc_"
+from server.observe.registry import PREFIX
 
 
 def scheduling(stats: EngineStats) -> dict[str, object]:
@@ -105,14 +100,3 @@ class EngineMetrics(Collector):
         family = CounterMetricFamily(PREFIX + name, text, labels=["model_name"])
         family.add_metric([self._model], value)
         return family
-
-
-def metrics_route(metrics: EngineMetrics) -> Route:
-    """/metrics in Prometheus's text format."""
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(metrics)
-
-    async def answer(request: Request) -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
-    return Route("/metrics", answer, methods=["GET"])

@@ -27,10 +27,11 @@ from server.api.service import Listed
 from server.api.switching import Switching
 from server.api.tokenizer import load_tokenizer
 from server.closing import close_all
-from server.engine_metrics import EngineMetrics, metrics_route, scheduling
+from server.engine_metrics import scheduling
 from server.node.cluster_routes import ClusterView, EngineStats, cluster_routes, fault_of
 from server.node.health import NodeView, health_app
 from server.node.serve import HttpServers, Listener, StartupFailed, start_servers
+from server.observe.leader_side import Alerts, Observatory
 from server.rpc.client import CoordinatorClient
 from server.rpc.coordinator import Coordinator
 from server.rpc.errors import CoordinatorLost
@@ -85,9 +86,11 @@ class Leader:
             engine_stats=self._stats,
             scheduling=self._scheduling,
             uptime_s=view.uptime_s,
+            alerts=Alerts(lambda: self._backend.settings),
         )
-        metrics = EngineMetrics(config.model.name, self._engine_stats)
-        self.routes = [*cluster_routes(cluster), metrics_route(metrics)]
+        self._observatory = Observatory(cluster, self._coordinator, lambda: self._engine)
+        self._service.on_finish = self._observatory.book.finished
+        self.routes = [*cluster_routes(cluster), *self._observatory.routes()]
         self._view = view
 
     def _protect(self) -> Protection:
@@ -122,6 +125,7 @@ class Leader:
         host = coordinator.host or self._meeting.host
         self._coordinator.interceptors = [access.coordinator]
         await self._coordinator.start(host, coordinator.port)
+        self._observatory.start()
 
     async def serve(self, engine: Engine | None, client: CoordinatorClient) -> None:
         """Wait for all ranks, run the pipeline once, then say that requests are welcome."""
@@ -130,13 +134,15 @@ class Leader:
         model = self._served_model(engine)
         await wait_for_others(client, READY_SECONDS)
         await _warm_up(engine)
-        self._service.model, self._service.generator = model, engine
+        self._service.model = model
+        self._service.generator = self._observatory.observed(engine)
         self._warm = True
         print(banner(self._settings, self._coordinator.snapshot()), file=sys.stdout, flush=True)
 
     async def stop(self, grace: int) -> None:
         """Refuse new requests, close the ports, end the coordinator."""
         self._stopping = True
+        self._observatory.close()
         if self._servers is not None:
             await close_all({"ports": self._servers.stop(grace)}, grace + CLEANUP_SECONDS)
         # Last: ranks that still work on open responses keep sending heartbeats.

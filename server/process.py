@@ -32,8 +32,11 @@ from server.follower import Follower
 from server.leader import Leader
 from server.node.health import NodeView
 from server.node.serve import StartupFailed
+from server.observe.resources import ResourceMonitor
+from server.observe.timeline import TimelineRecorder
 from server.rpc.client import CoordinatorClient
 from server.rpc.errors import BindError
+from server.rpc.records import Registration
 from server.rpc.runtime_settings import RuntimeSettings
 
 log = structlog.get_logger()
@@ -84,6 +87,7 @@ class RankProcess:
         self._client: CoordinatorClient | None = None
         self._heartbeats: asyncio.Task[NoReturn] | None = None
         self._watchdog: asyncio.Task[NoReturn] | None = None
+        self._resources: asyncio.Task[NoReturn] | None = None
 
     async def run(self) -> None:
         """Live.  Returns after an orderly stop; raises what ended the rank otherwise."""
@@ -128,10 +132,13 @@ class RankProcess:
         registration = registration_of(placement, self.settings.config.model.name)
         policy = await self._unless_stopped(self._client.register(registration, LOADED_DEADLINE))
         self._heartbeats = asyncio.create_task(
-            self._client.run_heartbeats(registration, policy, self.reporter, self._on_config)
+            self._client.run_heartbeats(
+                registration, policy, self.reporter, self._on_config, self._timelines(registration)
+            )
         )
         self._heartbeats.add_done_callback(_heed)
         engine = await self._unless_stopped(_follow(self.rank.loaded))
+        self._resources = asyncio.create_task(self._watch_resources(placement))
         self._watchdog = asyncio.create_task(self._watch_engine())
         self._watchdog.add_done_callback(_heed)
         self._client.report_soon()
@@ -158,11 +165,17 @@ class RankProcess:
             raise
         self.rank.ports_opened()
 
+    async def _watch_resources(self, placement: Placement) -> NoReturn:
+        monitor = ResourceMonitor(placement.checkpoint.path)
+        self.reporter.resources = lambda: monitor.latest
+        await monitor.run(self.settings.config.observe.resource_interval)
+
     def _make_role(self, placement: Placement) -> Role:
         layers = placement.layers
         view = NodeView(
             rank=placement.meeting.rank,
             node=placement.meeting.node.name,
+            size=placement.meeting.size,
             model=self.settings.config.model.name,
             version=version("mlx-cluster"),
             layers=lambda: (layers.start, layers.end - 1),
@@ -172,6 +185,16 @@ class RankProcess:
         if placement.meeting.rank == 0:
             return Leader(self.settings, placement, view)
         return Follower(self.settings, placement, view)
+
+    def _timelines(self, registration: Registration) -> TimelineRecorder:
+        assert self._client is not None
+        client = self._client
+        return TimelineRecorder(
+            registration,
+            lambda: self.rank.worker,
+            client.send_timeline,
+            lambda: client.clock.seconds,
+        )
 
     def uptime(self) -> float:
         """Seconds since the process was started."""
@@ -207,7 +230,7 @@ class RankProcess:
     async def _close_ports(self) -> None:
         if self._role is not None:
             await close_all({"ports": self._role.stop(HTTP_GRACE_SECONDS)}, PORTS_SECONDS)
-        for task in (self._heartbeats, self._watchdog):
+        for task in (self._heartbeats, self._watchdog, self._resources):
             if task is not None:
                 task.cancel()
         if self._client is not None:

@@ -35,10 +35,12 @@ from pipeline.errors import (
     EngineStopped,
     PipelineError,
     QueueFull,
+    RequestCancelled,
 )
 from server.access.errors import Refusal
 from server.api.failure import Failure
 from server.api.wire import to_json
+from server.observe.errors import count_error
 
 RETRY_AFTER_S = 2
 _HEADERS: Mapping[int, Mapping[str, str]] = {
@@ -175,6 +177,11 @@ def _engine_failure(exc: PipelineError, request_id: str) -> Failure:
     if isinstance(exc, ConstraintRefused):
         return Failure(400, str(exc), "invalid_request_error", code="constraint_failed")
     retry = {"retry-after": str(RETRY_AFTER_S)}
+    if isinstance(exc, RequestCancelled):
+        # Clients repeat what ends with 409 or 5xx by themselves.
+        return Failure(
+            CLIENT_CLOSED_REQUEST, str(exc), "invalid_request_error", code="request_cancelled"
+        )
     if isinstance(exc, QueueFull):
         return Failure(503, str(exc), "server_error", code="overloaded", headers=retry)
     if isinstance(exc, EngineStopped):
@@ -198,6 +205,7 @@ async def respond(request: Request, exc: Exception) -> Response:
     failure = failure_of(exc, request_id)
     if isinstance(exc, HTTPException):
         failure = replace(failure, message=f"{request.method} {request.url.path}: {exc.detail}.")
+    count_error(failure.type, failure.code)
     if failure.code == "internal_error":
         # A fault of the engine hits all requests at once, and whoever found it shows where.
         known = isinstance(exc, PipelineError)

@@ -233,6 +233,7 @@ class Job:
                     await self._put(piece)
                 if delta.finish:
                     self._log_content(spec, stream)
+                    self._service.on_finish(spec.request.id, delta.finish)
                     return
                 event = await _next_event(events, spec)
 

@@ -9,6 +9,8 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.observe.context import request_state
+
 HEADER = "x-request-id"
 _ACCEPTABLE = re.compile(
     r"[\x21-\x7e]{1,128}"
@@ -26,14 +28,16 @@ class RequestIdMiddleware:
             await self._app(scope, receive, send)
             return
         request_id = _id_for(Headers(scope=scope).get(HEADER, ""))
-        scope.setdefault("state", {})["request_id"] = request_id
+        state = scope.setdefault("state", {})
+        state["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)[HEADER] = request_id
             await send(message)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        bound = structlog.contextvars.bound_contextvars(request_id=request_id)
+        with bound, request_state(state):
             await self._app(scope, receive, send_with_id)
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 
 import structlog
 
-from pipeline.request import Generator
+from pipeline.request import FinishReason, Generator
 from pipeline.sampling.grammar import Grammars, vocabulary_of
 from server.api.body import BodyReader
 from server.api.defaults import SamplingDefaults
@@ -80,6 +80,8 @@ class Service:
     cors_origins: tuple[str, ...] = ()  # of web pages that may call from a browser
     switching: Switching = field(default_factory=Switching)
     log_prompts: bool = False  # for debugging: what was asked and answered goes to the log
+    # Called with a sequence's id when its text has ended.
+    on_finish: Callable[[str, FinishReason], None] = lambda sequence, reason: None
     started: int = field(default_factory=lambda: int(time.time()), init=False)  # Unix time, seconds
     running: int = field(default=0, init=False)
     bodies: BodyReader = field(init=False)

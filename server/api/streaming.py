@@ -21,6 +21,7 @@ from server.api.disconnect import unless_disconnected
 from server.api.errors import ApiError, Failure, failure_of
 from server.api.generation import Choice, Job, Piece
 from server.api.wire import to_json
+from server.observe.errors import count_error
 
 DONE = b"data: [DONE]\n\n"
 
@@ -122,10 +123,10 @@ async def _events(job: Job, dialect: Dialect, request_id: str) -> AsyncGenerator
                 yield dialect.encode(event)
     except (ApiError, PipelineError) as error:
         log.warning("stream failed", request_id=request_id, error=str(error))
-        for event in dialect.failure(failure_of(error, request_id)):
+        for event in dialect.failure(_counted(error, request_id)):
             yield dialect.encode(event)
     except Exception as error:
-        for event in dialect.failure(failure_of(error, request_id)):
+        for event in dialect.failure(_counted(error, request_id)):
             yield dialect.encode(event)
         raise
     if dialect.LAST:
@@ -147,6 +148,12 @@ async def _progress(job: Job, dialect: Dialect) -> AsyncGenerator[dict[str, Any]
                     yield event
     for event in dialect.closing(usage_of(job, sum(tokens))):
         yield event
+
+
+def _counted(error: Exception, request_id: str) -> Failure:
+    failure = failure_of(error, request_id)
+    count_error(failure.type, failure.code)
+    return failure
 
 
 def data_event(event: dict[str, Any]) -> bytes:

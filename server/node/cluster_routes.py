@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 from starlette.requests import Request
@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from server.api.errors import RETRY_AFTER_S
+from server.observe.alerts import Alert
 from server.rpc.records import LEADER, ClusterSnapshot, Memory, RankReport, RankSnapshot
 
 Body = dict[str, object]
@@ -21,6 +22,8 @@ _REPORTED = (
     "sequences",
     "last_step_age_s",
     "counters",
+    "stage",
+    "resources",
 )
 
 
@@ -55,6 +58,7 @@ class ClusterView:
     engine_stats: Callable[[], EngineStats]
     scheduling: Callable[[], Body | None]  # None until the engine is there
     uptime_s: Callable[[], float]
+    alerts: Callable[[ClusterSnapshot], Sequence[Alert]] = lambda snapshot: ()
 
 
 def cluster_routes(view: ClusterView) -> list[Route]:
@@ -62,10 +66,10 @@ def cluster_routes(view: ClusterView) -> list[Route]:
 
     async def health(request: Request) -> JSONResponse:
         snapshot, stats = view.snapshot(), view.engine_stats()
-        fault = fault_of(snapshot, stats, view.hang_after_s)
-        status = "failing" if fault else "ok" if snapshot.ready else "starting"
-        body = _summary(view, snapshot, stats, status, fault or snapshot.reason)
-        return JSONResponse(body, 503 if fault else 200)
+        alerts = view.alerts(snapshot)
+        status, reason = status_of(view, snapshot, stats, alerts)
+        body = _summary(view, snapshot, stats, status, reason)
+        return JSONResponse(body, 503 if status == "failing" else 200)
 
     async def ready(request: Request) -> JSONResponse:
         snapshot, stats = view.snapshot(), view.engine_stats()
@@ -97,6 +101,20 @@ def fault_of(snapshot: ClusterSnapshot, stats: EngineStats, hang_after_s: float)
     return ""
 
 
+def status_of(
+    view: ClusterView, snapshot: ClusterSnapshot, stats: EngineStats, alerts: Sequence[Alert]
+) -> tuple[str, str]:
+    """In one word, and why, in one sentence; a degraded cluster serves."""
+    fault = fault_of(snapshot, stats, view.hang_after_s)
+    if fault:
+        return "failing", fault
+    if not snapshot.ready:
+        return "starting", snapshot.reason
+    if alerts:
+        return "degraded", alerts[0].message
+    return "ok", ""
+
+
 def _summary(
     view: ClusterView, snapshot: ClusterSnapshot, stats: EngineStats, status: str, reason: str
 ) -> Body:
@@ -109,6 +127,7 @@ def _summary(
         "running": stats.running,
         "waiting": stats.waiting,
         "last_step_age_s": stats.last_step_age_s,
+        "alerts": [alert.message for alert in view.alerts(snapshot)],
         "ranks": [_rank_summary(rank) for rank in snapshot.ranks],
     }
 
@@ -170,15 +189,18 @@ def _reported(report: RankReport | None) -> Body:
     values = (
         report.load_progress,
         report.parameter_bytes or None,
-        _memory(report.memory),
+        memory_body(report.memory),
         report.sequences,
         report.last_step_age_s,
         report.counters and asdict(report.counters),
+        report.stage and asdict(report.stage),
+        report.resources and asdict(report.resources),
     )
     return dict(zip(_REPORTED, values, strict=True))
 
 
-def _memory(memory: Memory) -> Body:
+def memory_body(memory: Memory) -> Body:
+    """Bytes by MLX's own counters."""
     return {
         "active_bytes": memory.active,
         "peak_bytes": memory.peak,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -13,6 +14,8 @@ from starlette.routing import Route
 from server.access.middleware import Guard
 from server.api.errors import RETRY_AFTER_S
 from server.node.app import node_app
+from server.observe.rank_metrics import RankMetrics, RankSample
+from server.observe.registry import metrics_route
 from server.rpc.records import RankReport, RankState
 
 
@@ -22,6 +25,7 @@ class NodeView:
 
     rank: int
     node: str
+    size: int  # ranks in the ring
     model: str
     version: str
     layers: Callable[[], tuple[int, int] | None]  # inclusive; None until planned
@@ -30,7 +34,9 @@ class NodeView:
 
 
 def health_app(view: NodeView, guard: Guard | None = None) -> Starlette:
-    """GET /health: 503 when this rank has failed.  GET /ready: 503 unless it is ready."""
+    """GET /health: 503 when this rank has failed.  GET /ready: 503 unless it is ready.  GET /metrics."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(RankMetrics(view.model, lambda: [_sample(view)]))
 
     async def health(request: Request) -> JSONResponse:
         report = view.report()
@@ -44,9 +50,15 @@ def health_app(view: NodeView, guard: Guard | None = None) -> Starlette:
         [
             Route("/health", health, methods=["GET"]),
             Route("/ready", ready, methods=["GET"]),
+            metrics_route(registry),
         ],
         guard=guard,
     )
+
+
+def _sample(view: NodeView) -> RankSample:
+    report = view.report()
+    return RankSample(view.rank, view.node, view.size, report.state, report)
 
 
 def _respond(view: NodeView, report: RankReport, *, healthy: bool) -> JSONResponse:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -12,8 +13,9 @@ import grpc
 
 from server.access.rpc import Credential, client_interceptors
 from server.rpc import cluster_pb2 as pb
-from server.rpc import cluster_pb2_grpc, messages
+from server.rpc import cluster_pb2_grpc, measures, messages
 from server.rpc.channel import CLIENT_OPTIONS
+from server.rpc.clock import ClockOffset
 from server.rpc.config_store import ConfigChange, ConfigEntry
 from server.rpc.errors import (
     CoordinatorError,
@@ -25,7 +27,15 @@ from server.rpc.errors import (
     Refused,
 )
 from server.rpc.listen import join
-from server.rpc.records import ClusterSnapshot, HealthPolicy, Heartbeat, RankReport, Registration
+from server.rpc.records import (
+    ClusterSnapshot,
+    HealthPolicy,
+    Heartbeat,
+    RankReport,
+    Registration,
+    TimelineOrder,
+    TimelineReport,
+)
 
 _ERRORS: dict[Any, type[CoordinatorError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidMessage,
@@ -37,6 +47,7 @@ _ERRORS: dict[Any, type[CoordinatorError]] = {
 }
 
 ConfigListener = Callable[[int, Mapping[str, str]], None]
+TimelineListener = Callable[[TimelineOrder], None]
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class HeartbeatReply:
     config_revision: int
     config_changes: Mapping[str, str]  # to apply; empty when the rank is up to date
     policy: HealthPolicy
+    timeline: TimelineOrder | None = None  # to be recorded; repeated until it is over
 
 
 class CoordinatorClient:
@@ -72,6 +84,7 @@ class CoordinatorClient:
         )
         self._stub: Any = cluster_pb2_grpc.CoordinatorStub(self._channel)
         self._wake = asyncio.Event()
+        self.clock = ClockOffset()  # of the coordinator
 
     async def register(self, registration: Registration, deadline_s: float) -> HealthPolicy:
         """Register, trying again until `deadline_s` seconds have passed while nobody answers.
@@ -100,9 +113,19 @@ class CoordinatorClient:
 
     async def heartbeat(self, beat: Heartbeat) -> HeartbeatReply:
         """Send one heartbeat."""
+        asked = time.time()
         reply = await self._call(self._stub.Heartbeat, messages.heartbeat_to(beat), self._timeout_s)
-        changes = dict(reply.config_changes)
-        return HeartbeatReply(reply.config_revision, changes, messages.policy_from(reply.policy))
+        self.clock.observe(asked, reply.time_s, time.time())
+        return HeartbeatReply(
+            reply.config_revision,
+            dict(reply.config_changes),
+            messages.policy_from(reply.policy),
+            measures.order_from(reply),
+        )
+
+    async def send_timeline(self, report: TimelineReport) -> None:
+        """Send what this rank recorded, or a part of it.  Raises Refused when nobody wants it any more."""
+        await self._call(self._stub.SendTimeline, measures.timeline_to(report), self._timeout_s)
 
     async def run_heartbeats(
         self,
@@ -110,11 +133,13 @@ class CoordinatorClient:
         policy: HealthPolicy,
         report: Callable[[], RankReport],
         on_config: ConfigListener,
+        on_timeline: TimelineListener = lambda _: None,
     ) -> NoReturn:
         """Send a heartbeat every interval, and at once after `report_soon`, until cancelled.
 
         `report` is called for each; `on_config(revision, changes)` when values have been changed,
-        `changes` being all changes since the start.  Raises CoordinatorLost after `policy.patience_s`
+        `changes` being all changes since the start; `on_timeline(order)` with every answer that has an order,
+        so that it may get one several times.  Raises CoordinatorLost after `policy.patience_s`
         seconds without an answer, Refused when the coordinator does not know this rank any more: the
         rank must exit on either.
         """
@@ -136,6 +161,8 @@ class CoordinatorClient:
                 if reply.config_revision != revision:
                     on_config(reply.config_revision, reply.config_changes)
                     revision = reply.config_revision
+                if reply.timeline is not None:
+                    on_timeline(reply.timeline)
             await self._pause(policy.interval_s)
 
     def report_soon(self) -> None:

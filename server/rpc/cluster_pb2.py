@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18server/rpc/cluster.proto\x12\x0emlx_cluster.v1\"A\n\x05Ports\x12\x11\n\tinference\x18\x01 \x01(\r\x12\x15\n\rcommunication\x18\x02 \x01(\r\x12\x0e\n\x06health\x18\x03 \x01(\r\"H\n\x08Versions\x12\x0e\n\x06python\x18\x01 \x01(\t\x12\x0b\n\x03mlx\x18\x02 \x01(\t\x12\x0e\n\x06mlx_lm\x18\x03 \x01(\t\x12\x0f\n\x07project\x18\x04 \x01(\t\"\x97\x02\n\x0fRegisterRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0c\n\x04size\x18\x03 \x01(\r\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12$\n\x05ports\x18\x07 \x01(\x0b\x32\x15.mlx_cluster.v1.Ports\x12\x13\n\x0blayer_start\x18\x08 \x01(\r\x12\x11\n\tlayer_end\x18\t \x01(\r\x12\x12\n\nnum_layers\x18\n \x01(\r\x12\r\n\x05model\x18\x0b \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x0c \x01(\t\x12*\n\x08versions\x18\r \x01(\x0b\x32\x18.mlx_cluster.v1.Versions\"G\n\x0cHealthPolicy\x12\x1c\n\x14heartbeat_interval_s\x18\x01 \x01(\x01\x12\x19\n\x11\x66\x61ilure_threshold\x18\x02 \x01(\r\"=\n\rRegisterReply\x12,\n\x06policy\x18\x01 \x01(\x0b\x32\x1c.mlx_cluster.v1.HealthPolicy\"\\\n\x06Memory\x12\x14\n\x0c\x61\x63tive_bytes\x18\x01 \x01(\x04\x12\x12\n\npeak_bytes\x18\x02 \x01(\x04\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x03 \x01(\x04\x12\x13\n\x0blimit_bytes\x18\x04 \x01(\x04\"d\n\x08\x43ounters\x12\x13\n\x0b\x66rames_sent\x18\x01 \x01(\x04\x12\x17\n\x0f\x66rames_received\x18\x02 \x01(\x04\x12\x12\n\nbytes_sent\x18\x03 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x04 \x01(\x04\"\xf0\x02\n\x10HeartbeatRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.mlx_cluster.v1.RankState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x1a\n\rload_progress\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\x0fparameter_bytes\x18\x07 \x01(\x04\x12&\n\x06memory\x18\x08 \x01(\x0b\x32\x16.mlx_cluster.v1.Memory\x12\x11\n\tsequences\x18\t \x01(\r\x12\x1c\n\x0flast_step_age_s\x18\n \x01(\x01H\x01\x88\x01\x01\x12*\n\x08\x63ounters\x18\x0b \x01(\x0b\x32\x18.mlx_cluster.v1.Counters\x12\x17\n\x0f\x63onfig_revision\x18\x0c \x01(\x04\x42\x10\n\x0e_load_progressB\x12\n\x10_last_step_age_s\"\xd8\x01\n\x0eHeartbeatReply\x12\x17\n\x0f\x63onfig_revision\x18\x01 \x01(\x04\x12I\n\x0e\x63onfig_changes\x18\x02 \x03(\x0b\x32\x31.mlx_cluster.v1.HeartbeatReply.ConfigChangesEntry\x12,\n\x06policy\x18\x03 \x01(\x0b\x32\x1c.mlx_cluster.v1.HealthPolicy\x1a\x34\n\x12\x43onfigChangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x12\n\x10GetStatusRequest\"\x13\n\x11WatchStateRequest\"\xcb\x01\n\nRankStatus\x12\x35\n\x0cregistration\x18\x01 \x01(\x0b\x32\x1f.mlx_cluster.v1.RegisterRequest\x12\x33\n\theartbeat\x18\x02 \x01(\x0b\x32 .mlx_cluster.v1.HeartbeatRequest\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.mlx_cluster.v1.RankState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x17\n\x0fheartbeat_age_s\x18\x05 \x01(\x01\"\x9f\x01\n\rClusterStatus\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\r\x12\x0e\n\x06leader\x18\x03 \x01(\r\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x17\n\x0f\x63onfig_revision\x18\x06 \x01(\x04\x12)\n\x05ranks\x18\x07 \x03(\x0b\x32\x1a.mlx_cluster.v1.RankStatus\"J\n\x0b\x43onfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12\x0f\n\x07\x64ynamic\x18\x04 \x01(\x08\"\"\n\x10GetConfigRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\"P\n\x0eGetConfigReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12,\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1b.mlx_cluster.v1.ConfigEntry\"\x82\x01\n\x10SetConfigRequest\x12>\n\x07\x63hanges\x18\x01 \x03(\x0b\x32-.mlx_cluster.v1.SetConfigRequest.ChangesEntry\x1a.\n\x0c\x43hangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x01\n\x0eSetConfigReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x37\n\x07refused\x18\x02 \x03(\x0b\x32&.mlx_cluster.v1.SetConfigReply.Refusal\x1a&\n\x07Refusal\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*\xb3\x01\n\tRankState\x12\x1a\n\x16RANK_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13RANK_STATE_STARTING\x10\x01\x12\x16\n\x12RANK_STATE_LOADING\x10\x02\x12\x14\n\x10RANK_STATE_READY\x10\x03\x12\x17\n\x13RANK_STATE_DRAINING\x10\x04\x12\x15\n\x11RANK_STATE_FAILED\x10\x05\x12\x13\n\x0fRANK_STATE_DEAD\x10\x06\x32\xe6\x03\n\x0b\x43oordinator\x12J\n\x08Register\x12\x1f.mlx_cluster.v1.RegisterRequest\x1a\x1d.mlx_cluster.v1.RegisterReply\x12M\n\tHeartbeat\x12 .mlx_cluster.v1.HeartbeatRequest\x1a\x1e.mlx_cluster.v1.HeartbeatReply\x12L\n\tGetStatus\x12 .mlx_cluster.v1.GetStatusRequest\x1a\x1d.mlx_cluster.v1.ClusterStatus\x12P\n\nWatchState\x12!.mlx_cluster.v1.WatchStateRequest\x1a\x1d.mlx_cluster.v1.ClusterStatus0\x01\x12M\n\tGetConfig\x12 .mlx_cluster.v1.GetConfigRequest\x1a\x1e.mlx_cluster.v1.GetConfigReply\x12M\n\tSetConfig\x12 .mlx_cluster.v1.SetConfigRequest\x1a\x1e.mlx_cluster.v1.SetConfigReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18server/rpc/cluster.proto\x12\x0emlx_cluster.v1\"A\n\x05Ports\x12\x11\n\tinference\x18\x01 \x01(\r\x12\x15\n\rcommunication\x18\x02 \x01(\r\x12\x0e\n\x06health\x18\x03 \x01(\r\"H\n\x08Versions\x12\x0e\n\x06python\x18\x01 \x01(\t\x12\x0b\n\x03mlx\x18\x02 \x01(\t\x12\x0e\n\x06mlx_lm\x18\x03 \x01(\t\x12\x0f\n\x07project\x18\x04 \x01(\t\"\x97\x02\n\x0fRegisterRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0c\n\x04size\x18\x03 \x01(\r\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x0c\n\x04host\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\r\x12$\n\x05ports\x18\x07 \x01(\x0b\x32\x15.mlx_cluster.v1.Ports\x12\x13\n\x0blayer_start\x18\x08 \x01(\r\x12\x11\n\tlayer_end\x18\t \x01(\r\x12\x12\n\nnum_layers\x18\n \x01(\r\x12\r\n\x05model\x18\x0b \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x0c \x01(\t\x12*\n\x08versions\x18\r \x01(\x0b\x32\x18.mlx_cluster.v1.Versions\"G\n\x0cHealthPolicy\x12\x1c\n\x14heartbeat_interval_s\x18\x01 \x01(\x01\x12\x19\n\x11\x66\x61ilure_threshold\x18\x02 \x01(\r\"=\n\rRegisterReply\x12,\n\x06policy\x18\x01 \x01(\x0b\x32\x1c.mlx_cluster.v1.HealthPolicy\"\\\n\x06Memory\x12\x14\n\x0c\x61\x63tive_bytes\x18\x01 \x01(\x04\x12\x12\n\npeak_bytes\x18\x02 \x01(\x04\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x03 \x01(\x04\x12\x13\n\x0blimit_bytes\x18\x04 \x01(\x04\"d\n\x08\x43ounters\x12\x13\n\x0b\x66rames_sent\x18\x01 \x01(\x04\x12\x17\n\x0f\x66rames_received\x18\x02 \x01(\x04\x12\x12\n\nbytes_sent\x18\x03 \x01(\x04\x12\x16\n\x0e\x62ytes_received\x18\x04 \x01(\x04\"f\n\nStageTimes\x12\r\n\x05steps\x18\x01 \x01(\x04\x12\x11\n\tcompute_s\x18\x02 \x01(\x01\x12\x0e\n\x06wait_s\x18\x03 \x01(\x01\x12\x12\n\ntransfer_s\x18\x04 \x01(\x01\x12\x12\n\nsent_bytes\x18\x05 \x01(\x04\"\xe0\x02\n\tResources\x12\x13\n\x0b\x63pu_percent\x18\x01 \x01(\x01\x12\x19\n\x11memory_used_bytes\x18\x02 \x01(\x04\x12\x1a\n\x12memory_total_bytes\x18\x03 \x01(\x04\x12\x1b\n\x13process_cpu_percent\x18\x04 \x01(\x01\x12\x1c\n\x14process_memory_bytes\x18\x05 \x01(\x04\x12\x17\n\x0f\x64isk_used_bytes\x18\x06 \x01(\x04\x12\x18\n\x10\x64isk_total_bytes\x18\x07 \x01(\x04\x12\x1a\n\x12network_sent_bytes\x18\x08 \x01(\x04\x12\x1e\n\x16network_received_bytes\x18\t \x01(\x04\x12\x1a\n\rtemperature_c\x18\n \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07power_w\x18\x0b \x01(\x01H\x01\x88\x01\x01\x12\r\n\x05\x63ores\x18\x0c \x01(\rB\x10\n\x0e_temperature_cB\n\n\x08_power_w\"\xc9\x03\n\x10HeartbeatRequest\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\x12(\n\x05state\x18\x04 \x01(\x0e\x32\x19.mlx_cluster.v1.RankState\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x1a\n\rload_progress\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\x0fparameter_bytes\x18\x07 \x01(\x04\x12&\n\x06memory\x18\x08 \x01(\x0b\x32\x16.mlx_cluster.v1.Memory\x12\x11\n\tsequences\x18\t \x01(\r\x12\x1c\n\x0flast_step_age_s\x18\n \x01(\x01H\x01\x88\x01\x01\x12*\n\x08\x63ounters\x18\x0b \x01(\x0b\x32\x18.mlx_cluster.v1.Counters\x12\x17\n\x0f\x63onfig_revision\x18\x0c \x01(\x04\x12)\n\x05stage\x18\r \x01(\x0b\x32\x1a.mlx_cluster.v1.StageTimes\x12,\n\tresources\x18\x0e \x01(\x0b\x32\x19.mlx_cluster.v1.ResourcesB\x10\n\x0e_load_progressB\x12\n\x10_last_step_age_s\"=\n\rTimelineOrder\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0f\n\x07start_s\x18\x02 \x01(\x01\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\"\x99\x02\n\x0eHeartbeatReply\x12\x17\n\x0f\x63onfig_revision\x18\x01 \x01(\x04\x12I\n\x0e\x63onfig_changes\x18\x02 \x03(\x0b\x32\x31.mlx_cluster.v1.HeartbeatReply.ConfigChangesEntry\x12,\n\x06policy\x18\x03 \x01(\x0b\x32\x1c.mlx_cluster.v1.HealthPolicy\x12\x0e\n\x06time_s\x18\x04 \x01(\x01\x12/\n\x08timeline\x18\x05 \x01(\x0b\x32\x1d.mlx_cluster.v1.TimelineOrder\x1a\x34\n\x12\x43onfigChangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"P\n\x0cTimelineSpan\x12\x10\n\x08\x61\x63tivity\x18\x01 \x01(\r\x12\x0f\n\x07start_s\x18\x02 \x01(\x01\x12\x0f\n\x07seconds\x18\x03 \x01(\x01\x12\x0c\n\x04step\x18\x04 \x01(\x04\"\x85\x01\n\x0eTimelineReport\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\r\n\x05order\x18\x04 \x01(\x04\x12+\n\x05spans\x18\x05 \x03(\x0b\x32\x1c.mlx_cluster.v1.TimelineSpan\x12\x0c\n\x04more\x18\x06 \x01(\x08\"\x13\n\x11SendTimelineReply\"\x12\n\x10GetStatusRequest\"\x13\n\x11WatchStateRequest\"\xcb\x01\n\nRankStatus\x12\x35\n\x0cregistration\x18\x01 \x01(\x0b\x32\x1f.mlx_cluster.v1.RegisterRequest\x12\x33\n\theartbeat\x18\x02 \x01(\x0b\x32 .mlx_cluster.v1.HeartbeatRequest\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.mlx_cluster.v1.RankState\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x17\n\x0fheartbeat_age_s\x18\x05 \x01(\x01\"\x9f\x01\n\rClusterStatus\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04size\x18\x02 \x01(\r\x12\x0e\n\x06leader\x18\x03 \x01(\r\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x17\n\x0f\x63onfig_revision\x18\x06 \x01(\x04\x12)\n\x05ranks\x18\x07 \x03(\x0b\x32\x1a.mlx_cluster.v1.RankStatus\"J\n\x0b\x43onfigEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06origin\x18\x03 \x01(\t\x12\x0f\n\x07\x64ynamic\x18\x04 \x01(\x08\"\"\n\x10GetConfigRequest\x12\x0e\n\x06prefix\x18\x01 \x01(\t\"P\n\x0eGetConfigReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12,\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1b.mlx_cluster.v1.ConfigEntry\"\x82\x01\n\x10SetConfigRequest\x12>\n\x07\x63hanges\x18\x01 \x03(\x0b\x32-.mlx_cluster.v1.SetConfigRequest.ChangesEntry\x1a.\n\x0c\x43hangesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x83\x01\n\x0eSetConfigReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x37\n\x07refused\x18\x02 \x03(\x0b\x32&.mlx_cluster.v1.SetConfigReply.Refusal\x1a&\n\x07Refusal\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*\xb3\x01\n\tRankState\x12\x1a\n\x16RANK_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13RANK_STATE_STARTING\x10\x01\x12\x16\n\x12RANK_STATE_LOADING\x10\x02\x12\x14\n\x10RANK_STATE_READY\x10\x03\x12\x17\n\x13RANK_STATE_DRAINING\x10\x04\x12\x15\n\x11RANK_STATE_FAILED\x10\x05\x12\x13\n\x0fRANK_STATE_DEAD\x10\x06\x32\xb9\x04\n\x0b\x43oordinator\x12J\n\x08Register\x12\x1f.mlx_cluster.v1.RegisterRequest\x1a\x1d.mlx_cluster.v1.RegisterReply\x12M\n\tHeartbeat\x12 .mlx_cluster.v1.HeartbeatRequest\x1a\x1e.mlx_cluster.v1.HeartbeatReply\x12L\n\tGetStatus\x12 .mlx_cluster.v1.GetStatusRequest\x1a\x1d.mlx_cluster.v1.ClusterStatus\x12P\n\nWatchState\x12!.mlx_cluster.v1.WatchStateRequest\x1a\x1d.mlx_cluster.v1.ClusterStatus0\x01\x12M\n\tGetConfig\x12 .mlx_cluster.v1.GetConfigRequest\x1a\x1e.mlx_cluster.v1.GetConfigReply\x12M\n\tSetConfig\x12 .mlx_cluster.v1.SetConfigRequest\x1a\x1e.mlx_cluster.v1.SetConfigReply\x12Q\n\x0cSendTimeline\x12\x1e.mlx_cluster.v1.TimelineReport\x1a!.mlx_cluster.v1.SendTimelineReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,8 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEATREPLY_CONFIGCHANGESENTRY']._serialized_options = b'8\001'
   _globals['_SETCONFIGREQUEST_CHANGESENTRY']._loaded_options = None
   _globals['_SETCONFIGREQUEST_CHANGESENTRY']._serialized_options = b'8\001'
-  _globals['_RANKSTATE']._serialized_start=2260
-  _globals['_RANKSTATE']._serialized_end=2439
+  _globals['_RANKSTATE']._serialized_start=3175
+  _globals['_RANKSTATE']._serialized_end=3354
   _globals['_PORTS']._serialized_start=44
   _globals['_PORTS']._serialized_end=109
   _globals['_VERSIONS']._serialized_start=111
@@ -51,34 +51,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEMORY']._serialized_end=695
   _globals['_COUNTERS']._serialized_start=697
   _globals['_COUNTERS']._serialized_end=797
-  _globals['_HEARTBEATREQUEST']._serialized_start=800
-  _globals['_HEARTBEATREQUEST']._serialized_end=1168
-  _globals['_HEARTBEATREPLY']._serialized_start=1171
-  _globals['_HEARTBEATREPLY']._serialized_end=1387
-  _globals['_HEARTBEATREPLY_CONFIGCHANGESENTRY']._serialized_start=1335
-  _globals['_HEARTBEATREPLY_CONFIGCHANGESENTRY']._serialized_end=1387
-  _globals['_GETSTATUSREQUEST']._serialized_start=1389
-  _globals['_GETSTATUSREQUEST']._serialized_end=1407
-  _globals['_WATCHSTATEREQUEST']._serialized_start=1409
-  _globals['_WATCHSTATEREQUEST']._serialized_end=1428
-  _globals['_RANKSTATUS']._serialized_start=1431
-  _globals['_RANKSTATUS']._serialized_end=1634
-  _globals['_CLUSTERSTATUS']._serialized_start=1637
-  _globals['_CLUSTERSTATUS']._serialized_end=1796
-  _globals['_CONFIGENTRY']._serialized_start=1798
-  _globals['_CONFIGENTRY']._serialized_end=1872
-  _globals['_GETCONFIGREQUEST']._serialized_start=1874
-  _globals['_GETCONFIGREQUEST']._serialized_end=1908
-  _globals['_GETCONFIGREPLY']._serialized_start=1910
-  _globals['_GETCONFIGREPLY']._serialized_end=1990
-  _globals['_SETCONFIGREQUEST']._serialized_start=1993
-  _globals['_SETCONFIGREQUEST']._serialized_end=2123
-  _globals['_SETCONFIGREQUEST_CHANGESENTRY']._serialized_start=2077
-  _globals['_SETCONFIGREQUEST_CHANGESENTRY']._serialized_end=2123
-  _globals['_SETCONFIGREPLY']._serialized_start=2126
-  _globals['_SETCONFIGREPLY']._serialized_end=2257
-  _globals['_SETCONFIGREPLY_REFUSAL']._serialized_start=2219
-  _globals['_SETCONFIGREPLY_REFUSAL']._serialized_end=2257
-  _globals['_COORDINATOR']._serialized_start=2442
-  _globals['_COORDINATOR']._serialized_end=2928
+  _globals['_STAGETIMES']._serialized_start=799
+  _globals['_STAGETIMES']._serialized_end=901
+  _globals['_RESOURCES']._serialized_start=904
+  _globals['_RESOURCES']._serialized_end=1256
+  _globals['_HEARTBEATREQUEST']._serialized_start=1259
+  _globals['_HEARTBEATREQUEST']._serialized_end=1716
+  _globals['_TIMELINEORDER']._serialized_start=1718
+  _globals['_TIMELINEORDER']._serialized_end=1779
+  _globals['_HEARTBEATREPLY']._serialized_start=1782
+  _globals['_HEARTBEATREPLY']._serialized_end=2063
+  _globals['_HEARTBEATREPLY_CONFIGCHANGESENTRY']._serialized_start=2011
+  _globals['_HEARTBEATREPLY_CONFIGCHANGESENTRY']._serialized_end=2063
+  _globals['_TIMELINESPAN']._serialized_start=2065
+  _globals['_TIMELINESPAN']._serialized_end=2145
+  _globals['_TIMELINEREPORT']._serialized_start=2148
+  _globals['_TIMELINEREPORT']._serialized_end=2281
+  _globals['_SENDTIMELINEREPLY']._serialized_start=2283
+  _globals['_SENDTIMELINEREPLY']._serialized_end=2302
+  _globals['_GETSTATUSREQUEST']._serialized_start=2304
+  _globals['_GETSTATUSREQUEST']._serialized_end=2322
+  _globals['_WATCHSTATEREQUEST']._serialized_start=2324
+  _globals['_WATCHSTATEREQUEST']._serialized_end=2343
+  _globals['_RANKSTATUS']._serialized_start=2346
+  _globals['_RANKSTATUS']._serialized_end=2549
+  _globals['_CLUSTERSTATUS']._serialized_start=2552
+  _globals['_CLUSTERSTATUS']._serialized_end=2711
+  _globals['_CONFIGENTRY']._serialized_start=2713
+  _globals['_CONFIGENTRY']._serialized_end=2787
+  _globals['_GETCONFIGREQUEST']._serialized_start=2789
+  _globals['_GETCONFIGREQUEST']._serialized_end=2823
+  _globals['_GETCONFIGREPLY']._serialized_start=2825
+  _globals['_GETCONFIGREPLY']._serialized_end=2905
+  _globals['_SETCONFIGREQUEST']._serialized_start=2908
+  _globals['_SETCONFIGREQUEST']._serialized_end=3038
+  _globals['_SETCONFIGREQUEST_CHANGESENTRY']._serialized_start=2992
+  _globals['_SETCONFIGREQUEST_CHANGESENTRY']._serialized_end=3038
+  _globals['_SETCONFIGREPLY']._serialized_start=3041
+  _globals['_SETCONFIGREPLY']._serialized_end=3172
+  _globals['_SETCONFIGREPLY_REFUSAL']._serialized_start=3134
+  _globals['_SETCONFIGREPLY_REFUSAL']._serialized_end=3172
+  _globals['_COORDINATOR']._serialized_start=3357
+  _globals['_COORDINATOR']._serialized_end=3926
 # @@protoc_insertion_point(module_scope)

@@ -64,6 +64,11 @@ class CoordinatorStub:
                 request_serializer=server_dot_rpc_dot_cluster__pb2.SetConfigRequest.SerializeToString,
                 response_deserializer=server_dot_rpc_dot_cluster__pb2.SetConfigReply.FromString,
                 _registered_method=True)
+        self.SendTimeline = channel.unary_unary(
+                '/mlx_cluster.v1.Coordinator/SendTimeline',
+                request_serializer=server_dot_rpc_dot_cluster__pb2.TimelineReport.SerializeToString,
+                response_deserializer=server_dot_rpc_dot_cluster__pb2.SendTimelineReply.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -109,6 +114,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SendTimeline(self, request, context):
+        """What a rank did while a timeline was recorded; asked for by HeartbeatReply.timeline.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -141,6 +153,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.SetConfig,
                     request_deserializer=server_dot_rpc_dot_cluster__pb2.SetConfigRequest.FromString,
                     response_serializer=server_dot_rpc_dot_cluster__pb2.SetConfigReply.SerializeToString,
+            ),
+            'SendTimeline': grpc.unary_unary_rpc_method_handler(
+                    servicer.SendTimeline,
+                    request_deserializer=server_dot_rpc_dot_cluster__pb2.TimelineReport.FromString,
+                    response_serializer=server_dot_rpc_dot_cluster__pb2.SendTimelineReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -305,6 +322,33 @@ class Coordinator:
             '/mlx_cluster.v1.Coordinator/SetConfig',
             server_dot_rpc_dot_cluster__pb2.SetConfigRequest.SerializeToString,
             server_dot_rpc_dot_cluster__pb2.SetConfigReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SendTimeline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mlx_cluster.v1.Coordinator/SendTimeline',
+            server_dot_rpc_dot_cluster__pb2.TimelineReport.SerializeToString,
+            server_dot_rpc_dot_cluster__pb2.SendTimelineReply.FromString,
             options,
             channel_credentials,
             insecure,

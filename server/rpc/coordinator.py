@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import grpc
 
+from pipeline.timeline import ACTIVITIES
 from server.rpc import cluster_pb2 as pb
-from server.rpc import messages
+from server.rpc import measures, messages
 from server.rpc.channel import SERVER_OPTIONS
 from server.rpc.config_store import ConfigBackend, ConfigStore
 from server.rpc.errors import BindError, InvalidMessage
+from server.rpc.fields import text_from
 from server.rpc.listen import bind, join
 from server.rpc.records import ClusterSnapshot
 from server.rpc.registry import ClusterRegistry
 from server.rpc.service import rpc_handlers
+from server.rpc.timelines import Recording, TimelineDesk
 from server.rpc.watchers import Watchers
 
 MAX_CONCURRENT_CALLS = 256
@@ -40,6 +43,7 @@ class Coordinator:
         self._clock = clock
         self._config = ConfigStore(config, self._announce)
         self._watchers = Watchers()
+        self._timelines = TimelineDesk(registry.epoch)
         self._announced = self.snapshot().digest()
         self._server: Any = None
         self._ticker: asyncio.Task[None] | None = None
@@ -103,17 +107,31 @@ class Coordinator:
         beat = messages.heartbeat_from(message)
         self._registry.heartbeat(beat, self._clock())
         self._announce()
+        order = self._timelines.order
         return pb.HeartbeatReply(
             config_revision=self._config.revision,
             config_changes=self._config.changes_after(beat.config_revision),
             policy=messages.policy_to(self._registry.policy),
+            time_s=time.time(),
+            timeline=order and measures.order_to(order),
         )
+
+    async def record_timeline(self, seconds: float) -> Recording:
+        """What all ranks do in the next `seconds`.  Raises Overloaded while another one is recorded."""
+        ranks = {rank.rank for rank in self.snapshot().ranks}
+        return await self._timelines.record(seconds, ranks, self._registry.policy.interval_s)
+
+    def send_timeline(self, message: Any) -> Any:
+        self._timelines.receive(
+            measures.timeline_from(message, len(ACTIVITIES), messages.MAX_RANKS)
+        )
+        return pb.SendTimelineReply()
 
     def get_status(self, message: Any) -> Any:
         return messages.cluster_to(self.snapshot())
 
     def get_config(self, message: Any) -> Any:
-        prefix = messages.text_from(message.prefix, "prefix", empty=True)
+        prefix = text_from(message.prefix, "prefix", empty=True)
         entries = [
             pb.ConfigEntry(key=e.key, value=e.value, origin=e.origin, dynamic=e.dynamic)
             for e in self._config.entries(prefix)
@@ -127,8 +145,8 @@ class Coordinator:
         if len(changes) > MAX_CHANGES:
             raise InvalidMessage(f"changes: {len(changes)} are more than {MAX_CHANGES}")
         for key, value in changes.items():
-            messages.text_from(key, "changes: a key")
-            messages.text_from(value, f"changes[{key}]", empty=True)
+            text_from(key, "changes: a key")
+            text_from(value, f"changes[{key}]", empty=True)
         outcome = self._config.change(changes)
         refused = [
             pb.SetConfigReply.Refusal(key=key, reason=reason)
@@ -136,6 +154,6 @@ class Coordinator:
         ]
         return pb.SetConfigReply(revision=outcome.revision, refused=refused)
 
-    def watch(self) -> AsyncIterator[ClusterSnapshot]:
+    def watch(self) -> AsyncGenerator[ClusterSnapshot, None]:
         """The state and then its changes, until `stop`.  Raises Overloaded."""
         return self._watchers.watch(self.snapshot())

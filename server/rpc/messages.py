@@ -1,12 +1,17 @@
-"""Between the messages of cluster.proto and the records; all are validated on the way in."""
+"""Between the messages of cluster.proto and the records; all are validated on the way in.
+
+What ranks measure stands in server.rpc.measures.
+"""
 
 from __future__ import annotations
 
-import math
+from math import isfinite
 from typing import Any
 
 from server.rpc import cluster_pb2 as pb
+from server.rpc import measures
 from server.rpc.errors import InvalidMessage
+from server.rpc.fields import MAX_TEXT, optional, require, text_from
 from server.rpc.records import (
     LEADER,
     ClusterSnapshot,
@@ -22,7 +27,6 @@ from server.rpc.records import (
     Versions,
 )
 
-MAX_TEXT = 1024  # characters of any text field
 MAX_RANKS = 1024  # of a ring; snapshots enumerate them
 # Protobuf's types are unknown to the type checker; this names them in signatures.
 Message = Any
@@ -59,11 +63,11 @@ def registration_to(record: Registration) -> Message:
 def registration_from(message: Message) -> Registration:
     """Raises InvalidMessage, naming the field."""
     _check_size(message.size)
-    _require(message.rank < message.size, "rank", f"{message.rank} is not below {message.size}")
-    _require(message.pid >= 1, "pid", "must be at least 1")
+    require(message.rank < message.size, "rank", f"{message.rank} is not below {message.size}")
+    require(message.pid >= 1, "pid", "must be at least 1")
     start, end, total = message.layer_start, message.layer_end, message.num_layers
-    _require(start < end, "layer_end", f"{end} is not above layer_start {start}")
-    _require(end <= total, "layer_end", f"{end} is above num_layers {total}")
+    require(start < end, "layer_end", f"{end} is not above layer_start {start}")
+    require(end <= total, "layer_end", f"{end} is above num_layers {total}")
     return Registration(
         epoch=message.epoch,
         rank=message.rank,
@@ -102,6 +106,8 @@ def heartbeat_to(record: Heartbeat) -> Message:
         last_step_age_s=report.last_step_age_s,
         counters=None if counters is None else _counters_to(counters),
         config_revision=record.config_revision,
+        stage=report.stage and measures.stage_to(report.stage),
+        resources=report.resources and measures.resources_to(report.resources),
     )
 
 
@@ -110,15 +116,17 @@ def heartbeat_from(message: Message) -> Heartbeat:
     report = RankReport(
         state=_reported_state(message.state),
         reason=text_from(message.reason, "reason", empty=True),
-        load_progress=_optional(message, "load_progress", high=1.0),
+        load_progress=optional(message, "load_progress", high=1.0),
         parameter_bytes=message.parameter_bytes,
         memory=_memory(message.memory),
         sequences=message.sequences,
-        last_step_age_s=_optional(message, "last_step_age_s"),
+        last_step_age_s=optional(message, "last_step_age_s"),
         counters=_counters(message.counters) if message.HasField("counters") else None,
+        stage=measures.stage_from(message),
+        resources=measures.resources_from(message),
     )
     node = text_from(message.node, "node")
-    _require(message.rank < MAX_RANKS, "rank", f"{message.rank} is not below {MAX_RANKS}")
+    require(message.rank < MAX_RANKS, "rank", f"{message.rank} is not below {MAX_RANKS}")
     return Heartbeat(message.epoch, message.rank, node, report, message.config_revision)
 
 
@@ -150,9 +158,9 @@ def policy_to(record: HealthPolicy) -> Message:
 def policy_from(message: Message) -> HealthPolicy:
     """Raises InvalidMessage, naming the field."""
     interval, threshold = message.heartbeat_interval_s, message.failure_threshold
-    usable = math.isfinite(interval) and interval > 0
-    _require(usable, "policy.heartbeat_interval_s", f"{interval:g} is not above 0")
-    _require(threshold >= 1, "policy.failure_threshold", "must be at least 1")
+    usable = isfinite(interval) and interval > 0
+    require(usable, "policy.heartbeat_interval_s", f"{interval:g} is not above 0")
+    require(threshold >= 1, "policy.failure_threshold", "must be at least 1")
     return HealthPolicy(interval, threshold)
 
 
@@ -184,13 +192,13 @@ def _rank_from(message: Message) -> RankSnapshot:
 
 
 def _check_size(size: int) -> None:
-    _require(1 <= size <= MAX_RANKS, "size", f"{size} is not between 1 and {MAX_RANKS}")
+    require(1 <= size <= MAX_RANKS, "size", f"{size} is not between 1 and {MAX_RANKS}")
 
 
 def _ports(message: Message) -> Ports:
     for name in ("inference", "communication", "health"):
         port = getattr(message, name)
-        _require(1 <= port <= 65535, f"ports.{name}", f"{port} is not between 1 and 65535")
+        require(1 <= port <= 65535, f"ports.{name}", f"{port} is not between 1 and 65535")
     return Ports(message.inference, message.communication, message.health)
 
 
@@ -235,26 +243,5 @@ def _state(number: int) -> RankState:
 
 def _reported_state(number: int) -> RankState:
     state = _state(number)
-    _require(state is not RankState.DEAD, "state", "only the coordinator declares a rank dead")
+    require(state is not RankState.DEAD, "state", "only the coordinator declares a rank dead")
     return state
-
-
-def text_from(value: str, field: str, *, empty: bool = False) -> str:
-    """The value.  Raises InvalidMessage, naming the field, where it is blank or longer than MAX_TEXT."""
-    _require(empty or bool(value.strip()), field, "must not be empty")
-    _require(len(value) <= MAX_TEXT, field, f"longer than {MAX_TEXT} characters")
-    return value
-
-
-def _optional(message: Message, field: str, high: float = math.inf) -> float | None:
-    if not message.HasField(field):
-        return None
-    value = float(getattr(message, field))
-    _require(math.isfinite(value) and value >= 0, field, f"{value:g} is not a number from 0 up")
-    _require(value <= high, field, f"{value:g} is above {high:g}")
-    return value
-
-
-def _require(condition: bool, field: str, problem: str) -> None:
-    if not condition:
-        raise InvalidMessage(f"{field}: {problem}")

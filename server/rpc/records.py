@@ -1,7 +1,7 @@
 """What the control plane knows, as immutable values without any gRPC in them.
 
-Written by a rank: Registration, RankReport, Heartbeat.  Written by the coordinator: RankSnapshot,
-ClusterSnapshot.
+Written by a rank: Registration, RankReport, Heartbeat, TimelineReport.  Written by the coordinator:
+RankSnapshot, ClusterSnapshot, TimelineOrder.
 """
 
 from __future__ import annotations
@@ -87,6 +87,66 @@ class Counters:
 
 
 @dataclass(frozen=True)
+class StageTimes:
+    """What the steps of a stage took since the rank started."""
+
+    steps: int = 0
+    compute_s: float = 0.0
+    wait_s: float = 0.0  # for the stage before
+    transfer_s: float = 0.0  # until the next stage had taken what was sent
+    sent_bytes: int = 0  # of hidden states, to the next stage
+
+
+@dataclass(frozen=True)
+class Resources:
+    """The machine of a rank and the rank's process; None: the platform does not tell."""
+
+    cores: int = 0
+    cpu_percent: float = 0.0  # of all cores together
+    memory_used: int = 0  # bytes, as all others
+    memory_total: int = 0
+    process_cpu_percent: float = 0.0  # of one core
+    process_memory: int = 0
+    disk_used: int = 0  # of the file system that holds the model
+    disk_total: int = 0
+    network_sent: int = 0  # since the machine started
+    network_received: int = 0
+    temperature_c: float | None = None  # of the hottest sensor
+    power_w: float | None = None
+
+
+@dataclass(frozen=True)
+class TimelineOrder:
+    """A wish of the coordinator: record what the stage does in these seconds, and send it."""
+
+    id: int  # from 1
+    start_s: float  # Unix time of the coordinator's clock
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TimelineSpan:
+    """One activity of a rank.  `start_s` is Unix time of the coordinator's clock."""
+
+    activity: int  # its place in pipeline.timeline.ACTIVITIES
+    start_s: float
+    seconds: float
+    step: int
+
+
+@dataclass(frozen=True)
+class TimelineReport:
+    """What one rank did while a timeline was recorded, or a part of it."""
+
+    epoch: int
+    rank: int
+    node: str
+    order: int
+    spans: tuple[TimelineSpan, ...]
+    more: bool = False  # another part follows
+
+
+@dataclass(frozen=True)
 class RankReport:
     """How a rank is, by its own account; the content of a heartbeat."""
 
@@ -98,6 +158,8 @@ class RankReport:
     sequences: int = 0
     last_step_age_s: float | None = None  # None before the first step
     counters: Counters | None = None
+    stage: StageTimes | None = None  # None until loaded
+    resources: Resources | None = None  # None before the first look
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ def rpc_handlers(coordinator: Coordinator) -> Any:
         "GetStatus": (pb.GetStatusRequest, coordinator.get_status),
         "GetConfig": (pb.GetConfigRequest, coordinator.get_config),
         "SetConfig": (pb.SetConfigRequest, coordinator.set_config),
+        "SendTimeline": (pb.TimelineReport, coordinator.send_timeline),
     }
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from server.rpc.errors import Overloaded
 from server.rpc.records import ClusterSnapshot
@@ -32,7 +32,7 @@ class Watchers:
         for queue in self._queues:
             _replace(queue, None)
 
-    async def watch(self, first: ClusterSnapshot) -> AsyncIterator[ClusterSnapshot]:
+    async def watch(self, first: ClusterSnapshot) -> AsyncGenerator[ClusterSnapshot, None]:
         """`first`, then every published snapshot that the reader is in time for, until `close`.
 
         Raises Overloaded when the limit is reached.

@@ -233,9 +233,8 @@ def test_a_long_value_is_cut_short(folder):
 
 
 def test_a_folder_without_any_of_the_files(tmp_path):
-    expected = (
-        f"{tmp_path} is not a folder with cluster.yaml, nodes.yaml, models.yaml, network.yaml."
-    )
+    names = "cluster.yaml, nodes.yaml, models.yaml, network.yaml, observe.yaml"
+    expected = f"{tmp_path} is not a folder with {names}."
     assert sentence(tmp_path) == expected
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -13,7 +14,8 @@ from pipeline.limits import Limits
 from pipeline.memory import Budget, MemoryState
 from pipeline.pacing import Choice
 from pipeline.prefixes import PrefixStats
-from server.engine_metrics import EngineMetrics, metrics_route, scheduling
+from server.engine_metrics import EngineMetrics, scheduling
+from server.observe.registry import metrics_route
 
 STATS = EngineStats(
     running=5,
@@ -37,7 +39,9 @@ STATS = EngineStats(
 
 def samples(stats: EngineStats | None) -> dict[str, float]:
     """Values by name; for the info metric, its reason is part of the name."""
-    app = Starlette(routes=[metrics_route(EngineMetrics("demo", lambda: stats))])
+    registry = CollectorRegistry()
+    registry.register(EngineMetrics("demo", lambda: stats))
+    app = Starlette(routes=[metrics_route(registry)])
     response = TestClient(app).get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
     found = {}

@@ -54,6 +54,7 @@ def test_health_has_the_documented_body() -> None:
         "running": 1,
         "waiting": 2,
         "last_step_age_s": 0.25,
+        "alerts": [],
     }
     assert ranks[1] == {
         "rank": 1,
@@ -173,6 +174,8 @@ def test_cluster_shows_what_each_rank_reports() -> None:
             "bytes_sent": 3,
             "bytes_received": 4,
         },
+        "stage": None,
+        "resources": None,
     }
     assert [rank["layers"]["count"] for rank in ranks] == [10, 9, 9]
     assert ranks[0]["counters"] is None

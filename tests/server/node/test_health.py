@@ -1,16 +1,18 @@
 from __future__ import annotations
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
 from server.node.health import NodeView, health_app
-from server.rpc.records import Memory, RankReport, RankState
+from server.rpc.records import Memory, RankReport, RankState, StageTimes
 
 
 def client(report: RankReport, layers: tuple[int, int] | None = (10, 18)) -> TestClient:
     view = NodeView(
         rank=1,
         node="mini2",
+        size=3,
         model="demo",
         version="0.1.0",
         layers=lambda: layers,
@@ -67,11 +69,11 @@ def test_the_body_is_the_rank_s_own_report() -> None:
 
 def test_other_paths_and_methods_get_an_error_body() -> None:
     node = client(RankReport(RankState.READY))
-    missing = node.get("/metrics")
+    missing = node.get("/nothing")
     assert missing.status_code == 404
     assert missing.json() == {
         "error": {
-            "message": "GET /metrics: Not Found.",
+            "message": "GET /nothing: Not Found.",
             "type": "invalid_request_error",
             "param": None,
             "code": None,
@@ -86,10 +88,25 @@ def test_a_bug_becomes_an_error_body_with_the_request_id() -> None:
     def broken() -> RankReport:
         raise ZeroDivisionError
 
-    view = NodeView(1, "mini2", "demo", "0.1.0", lambda: None, broken, lambda: 0.0)
+    view = NodeView(1, "mini2", 3, "demo", "0.1.0", lambda: None, broken, lambda: 0.0)
     node = TestClient(health_app(view), raise_server_exceptions=False)
     response = node.get("/health", headers={"x-request-id": "abc"})
     assert response.status_code == 500
     assert response.headers["x-request-id"] == "abc"
     assert response.json()["error"]["code"] == "internal_error"
     assert "abc" in response.json()["error"]["message"]
+
+
+def test_metrics_are_of_this_node_alone() -> None:
+    report = RankReport(RankState.READY, memory=Memory(active=77), stage=StageTimes(9, 1.5, 0.5))
+    found = {
+        sample.name: (sample.value, sample.labels)
+        for family in text_string_to_metric_families(client(report).get("/metrics").text)
+        for sample in family.samples
+    }
+    labels = {"model_name": "demo", "rank": "1", "node": "mini2"}
+    assert found["mlxc_memory_bytes"] == (77, labels)
+    assert found["mlxc_stage_compute_seconds_total"] == (1.5, labels)
+    assert found["mlxc_hop_tensor_bytes_total"] == (0, labels | {"hop": "1>2"})
+    assert found["mlxc_rank_ready"] == (1, labels)
+    assert "mlxc_node_memory_used_bytes" not in found  # not looked at yet

@@ -1,0 +1,60 @@
+"""What the cluster tells of itself: resources and alerts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from config.section import DYNAMIC, Section
+from config.values import Auto, Count, Seconds
+
+Percent = Annotated[float, Field(strict=True, gt=0, le=100)]
+Degrees = Annotated[float, Field(strict=True, gt=0, le=200)]
+
+
+class AlertsConfig(Section):
+    cpu_percent: Auto[Percent] = Field(
+        default=None,
+        description="CPU use of a node in percent from which an alert is raised; auto: never, as "
+        "a busy CPU is what one pays for.",
+        json_schema_extra=DYNAMIC,
+    )
+    memory_percent: Auto[Percent] = Field(
+        default=95.0,
+        description="Memory use of a node in percent from which an alert is raised; auto: never.",
+        json_schema_extra=DYNAMIC,
+    )
+    gpu_memory_percent: Auto[Percent] = Field(
+        default=98.0,
+        description="Use of what weights and caches of a rank may take, in percent, from which an alert "
+        "is raised; auto: never.",
+        json_schema_extra=DYNAMIC,
+    )
+    disk_percent: Auto[Percent] = Field(
+        default=95.0,
+        description="Use of the disk that holds the model in percent from which an alert is raised; "
+        "auto: never.",
+        json_schema_extra=DYNAMIC,
+    )
+    temperature: Auto[Degrees] = Field(
+        default=100.0,
+        description="Temperature of the hottest sensor in degrees Celsius from which an alert is "
+        "raised, where the platform tells it; auto: never.",
+        json_schema_extra=DYNAMIC,
+    )
+    heartbeats: Auto[Count] = Field(
+        default=2,
+        description="Heartbeats in a row that may be late before an alert is raised; auto: never.",
+        json_schema_extra=DYNAMIC,
+    )
+
+
+class ObserveConfig(Section):
+    resource_interval: Seconds = Field(
+        default=5.0,
+        description="Seconds between two looks at CPU, memory, disk, network and temperature of a node.",
+    )
+    alerts: AlertsConfig = Field(
+        default=AlertsConfig(), description="From where on the resources of a node raise an alert."
+    )

@@ -1,0 +1,1 @@
+"""What the cluster shows of itself: metrics, requests, resources, alerts, timelines, events."""
