@@ -88,9 +88,9 @@ class Leader:
             uptime_s=view.uptime_s,
             alerts=Alerts(lambda: self._backend.settings),
         )
-        self._observatory = Observatory(cluster, self._coordinator, lambda: self._engine)
-        self._service.on_finish = self._observatory.book.finished
-        self.routes = [*cluster_routes(cluster), *self._observatory.routes()]
+        self.observatory = Observatory(cluster, self._coordinator, lambda: self._engine)
+        self._service.on_finish = self.observatory.book.finished
+        self.routes = [*cluster_routes(cluster), *self.observatory.routes()]
         self._view = view
 
     def _protect(self) -> Protection:
@@ -125,7 +125,7 @@ class Leader:
         host = coordinator.host or self._meeting.host
         self._coordinator.interceptors = [access.coordinator]
         await self._coordinator.start(host, coordinator.port)
-        self._observatory.start()
+        self.observatory.start()
 
     async def serve(self, engine: Engine | None, client: CoordinatorClient) -> None:
         """Wait for all ranks, run the pipeline once, then say that requests are welcome."""
@@ -135,14 +135,14 @@ class Leader:
         await wait_for_others(client, READY_SECONDS)
         await _warm_up(engine)
         self._service.model = model
-        self._service.generator = self._observatory.observed(engine)
+        self._service.generator = self.observatory.observed(engine)
         self._warm = True
         print(banner(self._settings, self._coordinator.snapshot()), file=sys.stdout, flush=True)
 
     async def stop(self, grace: int) -> None:
         """Refuse new requests, close the ports, end the coordinator."""
         self._stopping = True
-        self._observatory.close()
+        self.observatory.close()
         if self._servers is not None:
             await close_all({"ports": self._servers.stop(grace)}, grace + CLEANUP_SECONDS)
         # Last: ranks that still work on open responses keep sending heartbeats.

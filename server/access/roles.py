@@ -40,6 +40,10 @@ HTTP_RULES: tuple[Rule, ...] = (
     Rule("GET", "/ready", OPEN),
     Rule("GET", "/metrics", Role.VIEWER),
     Rule("GET", "/v1/cluster", Role.VIEWER),
+    Rule("GET", "/v1/cluster/events", Role.VIEWER),
+    Rule("GET", "/v1/cluster/timeline", Role.VIEWER),
+    # Of one's own; an operator ends those of others too.
+    Rule("DELETE", "/v1/requests/{request_id:path}", Role.USER),
     Rule("GET", "/v1/models", Role.VIEWER),
     Rule("GET", "/v1/models/{model_id:path}", Role.VIEWER),
     Rule("GET", "/openapi.json", Role.VIEWER),
@@ -76,6 +80,7 @@ RPC_RULES: tuple[RpcRule, ...] = (
     RpcRule("WatchState", Role.VIEWER, ranks=True),
     RpcRule("GetConfig", Role.OPERATOR, ranks=True),
     RpcRule("SetConfig", Role.OPERATOR),
+    RpcRule("SendTimeline", None, ranks=True),
 )
 
 

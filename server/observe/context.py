@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from server.access.principal import ANYBODY, Principal
+
 _state: ContextVar[Mapping[str, Any]] = ContextVar("request_state")
 
 
@@ -16,7 +18,7 @@ class Caller:
     """The request that a piece of work belongs to."""
 
     request_id: str = ""
-    principal: str = ""  # name of the key; empty where nobody asks for one
+    principal: Principal = ANYBODY
     traceparent: str = ""  # W3C trace context, as it was given
 
 
@@ -33,9 +35,8 @@ def request_state(state: Mapping[str, Any]) -> Iterator[None]:
 def caller() -> Caller:
     """Of the current task; an empty one outside of any request."""
     state = _state.get({})
-    principal = state.get("principal")
     return Caller(
         request_id=state.get("request_id", ""),
-        principal=getattr(principal, "name", ""),
+        principal=state.get("principal", ANYBODY),
         traceparent=state.get("traceparent", ""),
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from server.observe.registry import PREFIX, REGISTRY
+from server.observe.registry import PREFIX
 
 if TYPE_CHECKING:
     from server.observe.requests import Flight
@@ -19,7 +19,7 @@ _TOKENS = tuple(2.0**power for power in range(18))
 class Latencies:
     """The histograms of one model."""
 
-    def __init__(self, model: str, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(self, model: str, registry: CollectorRegistry) -> None:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             family = Histogram(
                 PREFIX + name, text, ["model_name"], registry=registry, buckets=buckets

@@ -49,10 +49,10 @@ class Observatory:
         view: ClusterView,
         coordinator: Coordinator,
         engine: Callable[[], Engine | None],
-        registry: CollectorRegistry = REGISTRY,
     ) -> None:
         """`engine`: None until it is there."""
-        self._coordinator, self._engine, self._registry = coordinator, engine, registry
+        self._coordinator, self._engine = coordinator, engine
+        self._registry = registry = CollectorRegistry(auto_describe=False)
         self._epoch = coordinator.snapshot().epoch
         self.book = RequestBook(Latencies(view.model, registry))
 
@@ -66,7 +66,7 @@ class Observatory:
     def routes(self) -> list[Route]:
         """For rank 0's application."""
         return [
-            metrics_route(self._registry),
+            metrics_route(REGISTRY, self._registry),
             events_route(self.feed),
             timeline_route(self._coordinator.record_timeline, self._epoch),
             cancel_route(self.book, self._cancel),

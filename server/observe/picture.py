@@ -158,7 +158,7 @@ def _request_body(
     furthest = next(state for state in ("decode", "prefill", "queued") if state in states)
     return {
         "id": group,
-        "principal": members[0].caller.principal or None,
+        "principal": members[0].caller.principal.name,
         "state": furthest,
         "sequences": len(members),
         "prompt_tokens": sum(len(flight.request.prompt) for flight in members),

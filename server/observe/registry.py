@@ -12,10 +12,11 @@ PREFIX = "mlxc_"  # of every name
 REGISTRY = CollectorRegistry(auto_describe=False)
 
 
-def metrics_route(registry: CollectorRegistry = REGISTRY) -> Route:
-    """/metrics in Prometheus's text format."""
+def metrics_route(*registries: CollectorRegistry) -> Route:
+    """/metrics in Prometheus's text format; no name may be in two of the registries."""
 
     async def answer(request: Request) -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+        text = b"".join(generate_latest(registry) for registry in registries)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return Route("/metrics", answer, methods=["GET"])

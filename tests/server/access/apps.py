@@ -22,6 +22,7 @@ def node_view() -> NodeView:
     return NodeView(
         rank=0,
         node="mini1",
+        size=3,
         model="tiny",
         version="0",
         layers=lambda: (0, 1),
@@ -35,6 +36,7 @@ def rank_0_app(guard: Guard | None = None, engine: FakeEngine | None = None) -> 
     meeting: Any = SimpleNamespace(epoch=1, size=1, rank=0)
     placement: Any = SimpleNamespace(meeting=meeting)
     leader = Leader(load(None, {}), placement, node_view())
+    leader.observatory.close()  # a feed without an end would be waited for
     engine = engine or FakeEngine(Script(ids("hello world")))
     return create_app(make_service(engine), leader.routes, guard)
 

@@ -13,12 +13,18 @@ from prometheus_client import CollectorRegistry
 
 from pipeline.errors import RequestCancelled
 from pipeline.request import GenerationRequest, TokenEvent
+from server.access.principal import Principal, Role
 from server.api import create_app
 from server.observe.latency import Latencies
 from server.observe.picture import requests_body
 from server.observe.requests import Observed, RequestBook, TokenRate
 from server.observe.routes import cancel_route
 from tests.server.api.fakes import FakeEngine, Script, ids, make_service
+
+
+def principal(name: str, role: str) -> Principal:
+    return Principal(f"key-{name}", name, Role.of(role))
+
 
 pytestmark = pytest.mark.anyio
 
@@ -85,11 +91,6 @@ class Api:
         return self.registry.get_sample_value(f"mlxc_{name}", {"model_name": "tiny", **labels})
 
 
-class Principal:
-    def __init__(self, name: str, role: str) -> None:
-        self.name, self.role = name, role
-
-
 async def test_latencies_and_ends_are_counted_and_the_book_is_empty_afterwards() -> None:
     api = Api(Script(ids("hello world"), end=False))
     answer = await api.chat(stop=["world"])
@@ -140,17 +141,17 @@ async def test_somebody_ends_a_request(stream: bool) -> None:
     [("ann", "user", 200), ("bob", "user", 404), ("bob", "operator", 200), ("bob", "admin", 200)],
 )
 async def test_who_may_end_it(name: str, role: str, status: int) -> None:
-    api = Api(Script(ids("hello"), end=False), Principal("ann", "user"))
+    api = Api(Script(ids("hello"), end=False), principal("ann", "user"))
     chat = asyncio.create_task(api.chat())
     await api.until_tokens(1)
     [shown] = requests_body(api.book.flights, frozenset(), api.clock.now)
     assert shown["principal"] == "ann"
-    api.principal = Principal(name, role)
+    api.principal = principal(name, role)
     answer = await api.client.delete("/v1/requests/mine")
     assert answer.status_code == status
     if status != 200:
         assert answer.json()["error"]["code"] == "request_not_found"
-        api.principal = Principal("ann", "user")
+        api.principal = principal("ann", "user")
         await api.client.delete("/v1/requests/mine")
     await asyncio.wait_for(chat, DEADLINE)
 
@@ -164,7 +165,7 @@ async def test_what_is_shown_of_requests_in_flight() -> None:
     [shown] = requests_body(api.book.flights, frozenset(), api.clock.now)
     assert shown == {
         "id": "first",
-        "principal": None,
+        "principal": "anybody",
         "state": "decode",
         "sequences": 1,
         "prompt_tokens": len(flight.request.prompt),
