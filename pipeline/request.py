@@ -23,15 +23,16 @@ MAX_GRAMMAR_CHARS = 256 << 10
 class Constraint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A grammar that the output of one sequence has to follow.
 
-    It applies from the beginning, or from where the tokens `after` have come in a row.  `ends` are the model's
-    own end tokens: they are allowed exactly where the grammar may end, and before it applies only if it is
-    `optional`.
+    It applies from the beginning, or from where the tokens `after` have come in a row; with an `opening`, only
+    an output that begins with this token is free until then.  `ends` are the model's own end tokens: they are
+    allowed exactly where the grammar may end, and before it applies only if it is `optional`.
     """
 
     kind: Literal["json_schema", "regex", "lark"]
     text: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
     ends: Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)]
     after: tuple[TokenId, ...] = ()
+    opening: TokenId | None = None
     optional: bool = False
 
 

@@ -56,7 +56,8 @@ class Matcher:
         self._vocab_size = vocab_size
         self._ends = [token for token in constraint.ends if token < vocab_size]
         self._after = deque[int](maxlen=len(constraint.after))
-        self._begun = not constraint.after
+        self._begun = not constraint.after or constraint.opening is not None
+        self._first = True
         self._matcher: LLMatcher | None = None
         self._words = np.zeros(0, np.uint32)
         self._next: Future[Allowed] = pool.submit(self._follow, tuple(emitted))
@@ -93,6 +94,11 @@ class Matcher:
     def _consume(self, matcher: LLMatcher, token: int) -> None:
         if token in self._ends:  # nothing comes after it
             return
+        opened = self._first and token == self._constraint.opening
+        self._first = False
+        if opened:
+            self._begun = False
+            return
         if self._begun:
             if not matcher.consume_token(token):
                 raise ConstraintRefused(reason_of(matcher))
@@ -115,6 +121,8 @@ class Matcher:
         if matcher.is_error():
             raise ConstraintRefused(reason_of(matcher))
         tokens[self._ends] = matcher.is_accepting()
+        if self._first and self._constraint.opening is not None:
+            tokens[self._constraint.opening] = True
         if not tokens.any():
             raise ConstraintRefused("the grammar allows no token that the model has")
         return Allowed(tokens)

@@ -11,16 +11,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from transformers import AutoTokenizer
 
 from pipeline.errors import ConstraintRefused
 from pipeline.request import Constraint
-
-if TYPE_CHECKING:
-    from llguidance._lib import JsonCompileOptions
 
 KEPT = 64  # compiled grammars
 MAX_REASON_CHARS = 300
@@ -35,9 +32,6 @@ LIMITS = LLParserLimits(
     max_grammar_size=200_000,
     verbose_errors=False,
 )
-
-# A model that has begun to indent may go on for ever where any amount of white space is allowed.
-JSON_OPTIONS: JsonCompileOptions = {"whitespace_pattern": r"(\n[ \t]{0,40}| {0,2})"}
 
 LoadVocabulary = Callable[[], LLTokenizer]
 
@@ -91,7 +85,7 @@ def _source(constraint: Constraint) -> str:
     """The grammar in the form that llguidance reads."""
     try:
         if constraint.kind == "json_schema":
-            return LLMatcher.grammar_from_json_schema(constraint.text, defaults=JSON_OPTIONS)
+            return LLMatcher.grammar_from_json_schema(constraint.text)
         if constraint.kind == "regex":
             return LLMatcher.grammar_from_regex(constraint.text)
         return LLMatcher.grammar_from_lark(constraint.text)

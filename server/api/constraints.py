@@ -21,6 +21,9 @@ from server.api.schemas import GenerationBody
 from server.api.service import ServedModel
 from server.api.tools.schemas import bounded_schema
 
+# A model that has begun to indent may go on for ever where any amount of white space is allowed.
+WHITE_SPACE = r"(\n[ \t]{0,40}| {0,2})"
+
 ANY_OBJECT = {"type": "object"}
 OPTIONS = "x-guidance"  # where llguidance looks for options in a schema; not the client's to set
 
@@ -34,29 +37,43 @@ class Grammar:
     text: str
 
 
+@dataclass(frozen=True)
+class Begin:
+    """Where a constraint begins; the fields are those of pipeline.request.Constraint."""
+
+    after: tuple[int, ...] = ()
+    opening: int | None = None
+    optional: bool = False
+
+
+AT_ONCE = Begin()
+
+
 def of_format(
     body: GenerationBody,
     model: ServedModel,
     response_format: ResponseFormat | None = None,
-    after: tuple[int, ...] = (),
+    begin: Begin = AT_ONCE,
 ) -> Constraint | None:
     """The constraint that a body's response_format or guided fields ask for.
 
-    `after`: the tokens with which the model ends its thinking.  Raises InvalidRequest naming the field.
+    Raises InvalidRequest naming the field.
     """
+    asked = asked_format(body, response_format)
+    return None if asked is None else checked(asked, body, model, begin)
+
+
+def asked_format(body: GenerationBody, response_format: ResponseFormat | None) -> Grammar | None:
+    """The one grammar that a body asks for.  Raises InvalidRequest if there are two."""
     asked = [*_formats(response_format), *_guided(body), *_structured_outputs(body)]
     if len(asked) > 1:
         message = f"{asked[1].param} can't be combined with {asked[0].param}."
         raise InvalidRequest(message, param=asked[1].param)
-    return checked(asked[0], body, model, after) if asked else None
+    return asked[0] if asked else None
 
 
 def checked(
-    grammar: Grammar,
-    body: GenerationBody,
-    model: ServedModel,
-    after: tuple[int, ...] = (),
-    optional: bool = False,
+    grammar: Grammar, body: GenerationBody, model: ServedModel, begin: Begin = AT_ONCE
 ) -> Constraint:
     """The constraint, after compiling it.  Raises InvalidRequest naming the field of `grammar`."""
     if body.ignore_eos:
@@ -72,8 +89,9 @@ def checked(
         kind=grammar.kind,
         text=grammar.text,
         ends=model.end_tokens,
-        after=after,
-        optional=optional,
+        after=begin.after,
+        opening=begin.opening,
+        optional=begin.optional,
     )
     try:
         model.grammars.matcher(constraint)
@@ -82,9 +100,18 @@ def checked(
     return constraint
 
 
+def possible(model: ServedModel) -> bool:
+    """Whether the model's tokenizer is one that grammars can work with."""
+    try:
+        return model.grammars.vocabulary.vocab_size > 0
+    except ConstraintRefused:
+        return False
+
+
 def schema_text(schema: dict[str, Any], *, lenient: bool) -> str:
     """A JSON schema for the engine.  `lenient`: keywords that can't be enforced are left out, not refused."""
-    return json.dumps({**schema, OPTIONS: {"lenient": lenient}}, ensure_ascii=False)
+    options = {"lenient": lenient, "whitespace_pattern": WHITE_SPACE}
+    return json.dumps({**schema, OPTIONS: options}, ensure_ascii=False)
 
 
 def _formats(asked: ResponseFormat | None) -> Iterator[Grammar]:

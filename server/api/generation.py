@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -20,8 +20,11 @@ from pipeline.errors import EngineFault
 from pipeline.request import FinishReason, GenerationRequest, Generator, TokenEvent
 from server.access import account
 from server.api.errors import Overloaded
+from server.api.reading import TurnReader
+from server.api.reasoning import thinking_marks
 from server.api.service import ServedModel, Service
-from server.api.text import Detokenizer, Span, TextStream
+from server.api.text import Delta, Detokenizer, Span, TextStream
+from server.api.turn_parts import TurnPart
 
 QUEUED_PIECES = 256  # of all sequences of a request
 # Seconds that a client may be that far behind without a break.  Until then its tokens wait in the engine.
@@ -38,11 +41,17 @@ class SequenceSpec:
     request: GenerationRequest
     stops: tuple[str, ...] = ()
     continues_prompt: bool = False  # the output is the prompt's continuation, not a text of its own
+    visible: frozenset[int] = frozenset()  # special tokens that the text shows
+    reader: Callable[[str], TurnReader] = lambda _: TurnReader()  # for the sequence with this id
 
     def text_stream(self, model: ServedModel) -> TextStream:
+        hidden = model.special_tokens - self.visible if self.visible else frozenset()
+
         def decode(ids: Sequence[int]) -> str:
+            if self.visible:
+                ids = [token for token in ids if token not in hidden]
             return model.tokenizer.decode(
-                ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                ids, skip_special_tokens=not self.visible, clean_up_tokenization_spaces=False
             )
 
         context = self.request.prompt if self.continues_prompt else ()
@@ -60,6 +69,7 @@ class Piece:
     tokens: int  # generated so far
     logprob: float = 0.0  # sum over these tokens, where the engine was asked for log probabilities
     stop: str | None = None  # the stop string that ended it
+    parts: tuple[TurnPart, ...] = ()  # what the text says, as far as that is certain
 
 
 @dataclass
@@ -73,6 +83,7 @@ class Choice:
     tokens: int = 0
     logprob: float = 0.0
     stop: str | None = None
+    parts: list[TurnPart] = field(default_factory=list)
 
     @property
     def mean_logprob(self) -> float:
@@ -111,6 +122,7 @@ class Job:
         self._queue: asyncio.Queue[Piece | Exception] = asyncio.Queue(QUEUED_PIECES)
         self._first: Piece | None = None
         self._cached = [0] * len(specs)
+        self._reasoned = [0] * len(specs)
         self._made = [0] * len(specs)  # tokens
         self._tasks: list[asyncio.Task[None]] = []
         self._places = ExitStack()
@@ -128,6 +140,11 @@ class Job:
         """Prompt tokens that the engine did not have to prefill; known with the first piece of each choice."""
         # The copies of a prompt start from the first one's caches; what that one found is what was saved.
         return sum(self._cached[:: self._copies])
+
+    @property
+    def reasoning_tokens(self) -> int | None:
+        """Tokens before the answers; None for a model that does not think."""
+        return sum(self._reasoned) if thinking_marks(self._model.tokenizer) else None
 
     async def __aenter__(self) -> Job:
         with ExitStack() as places:
@@ -195,6 +212,7 @@ class Job:
                 choice.spans.extend(piece.spans)
                 choice.finish, choice.tokens = piece.finish, piece.tokens
                 choice.logprob, choice.stop = piece.logprob, piece.stop
+                choice.parts.extend(piece.parts)
         for choice, text in zip(choices, texts, strict=True):
             choice.text = "".join(text)
         return choices
@@ -212,7 +230,7 @@ class Job:
             raise
 
     async def _pump(self, index: int, spec: SequenceSpec) -> None:
-        stream = spec.text_stream(self._model)
+        stream, reader = spec.text_stream(self._model), spec.reader(spec.request.id)
         with_logprobs = spec.request.params.logprobs >= 0
         request = msgspec.structs.replace(spec.request, tenant=account.current().tenant)
         events = self._generator.generate(request)
@@ -226,9 +244,17 @@ class Job:
                 self._made[index] = stream.tokens
                 spans = delta.spans if with_logprobs else ()
                 logprob += event.logprobs.chosen if event.logprobs else 0.0
+                parts = self._read(index, reader, delta, stream.tokens)
                 if delta.text or spans or delta.finish:
                     piece = Piece(
-                        index, delta.text, spans, delta.finish, stream.tokens, logprob, stream.stop
+                        index,
+                        delta.text,
+                        spans,
+                        delta.finish,
+                        stream.tokens,
+                        logprob,
+                        stream.stop,
+                        parts,
                     )
                     await self._put(piece)
                 if delta.finish:
@@ -236,6 +262,14 @@ class Job:
                     self._service.on_finish(spec.request.id, delta.finish)
                     return
                 event = await _next_event(events, spec)
+
+    def _read(
+        self, index: int, reader: TurnReader, delta: Delta, tokens: int
+    ) -> tuple[TurnPart, ...]:
+        if reader.thinking:
+            self._reasoned[index] = tokens
+        parts = reader.push(delta.text)
+        return parts if delta.finish is None else (*parts, *reader.flush())
 
     async def _put(self, piece: Piece) -> None:
         """Queue a piece.  Raises ReaderTooSlow when the queue has been full for too long without a break."""

@@ -18,7 +18,9 @@ from pydantic import (
     StrictInt,
     StrictStr,
     ValidationError,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -48,6 +50,7 @@ from server.api.output_format import (
     StructuredOutputs,
 )
 from server.api.strict_json import json_object
+from server.api.tools.schemas import ToolCalls, ToolChoice, Tools
 
 MAX_CHOICES = 128
 MAX_CANDIDATES = 128
@@ -162,34 +165,62 @@ def _as_parts(value: Any) -> Any:
 
 
 def _served_role(value: Any) -> Any:
-    if value in ("tool", "function"):
-        raise PydanticCustomError("unsupported", "this server does not support tools")
+    if value == "function":
+        raise PydanticCustomError("unsupported", "this server has tools instead")
     return value
 
 
 class Message(Part):
     role: Annotated[
-        Literal["system", "developer", "user", "assistant"], BeforeValidator(_served_role)
-    ]
-    content: Annotated[
-        list[Annotated[TextPart, BeforeValidator(_text_only)]],
-        SOME,
-        Also(_as_parts, A_STRING),
+        Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_served_role)
     ]
     name: StrictStr | None = None
-    tool_calls: Annotated[Any, only([])] = None
+    tool_calls: ToolCalls | None = None
+    tool_call_id: Annotated[StrictStr | None, Field(validate_default=True)] = None
+    reasoning_content: StrictStr | None = None
+    content: (
+        Annotated[
+            list[Annotated[TextPart, BeforeValidator(_text_only)]],
+            SOME,
+            Also(_as_parts, A_STRING),
+        ]
+        | None
+    ) = Field(default=None, validate_default=True)
     function_call: Annotated[Any, only()] = None
-    tool_call_id: Annotated[Any, only()] = None
     audio: Annotated[Any, only()] = None
     refusal: Annotated[Any, only()] = None
 
     @property
     def text(self) -> str:
-        return "".join(part.text for part in self.content)
+        return "".join(part.text for part in self.content or ())
+
+    @field_validator("tool_calls")
+    @classmethod
+    def _calls_of_the_assistant(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("role") != "assistant":
+            raise PydanticCustomError("bad_value", "only the assistant calls tools")
+        return value
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _call_of_a_result(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and info.data.get("role") == "tool":
+            raise PydanticCustomError("missing", "missing")
+        if value is not None and info.data.get("role", "tool") != "tool":
+            raise PydanticCustomError("bad_value", "only messages of a tool have one")
+        return value
+
+    @field_validator("content")
+    @classmethod
+    def _content_or_calls(cls, value: Any, info: ValidationInfo) -> Any:
+        said = info.data.get("role") == "assistant" and info.data.get("tool_calls")
+        if value is None and not said:
+            raise PydanticCustomError("missing", "missing")
+        return value
 
     def unknown_fields(self) -> Iterator[str]:
         yield from (f"messages[].{name}" for name in super().unknown_fields())
-        for part in self.content:
+        for part in self.content or ():
             yield from (f"messages[].content[].{name}" for name in part.unknown_fields())
 
 
@@ -200,13 +231,13 @@ class ChatBody(GenerationBody):
     top_logprobs: Annotated[StrictInt, Field(ge=0, le=20)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
-    tools: Annotated[Any, only([])] = None
-    tool_choice: Annotated[Any, only("none", "auto")] = None
-    parallel_tool_calls: Annotated[Any, only(True, False)] = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: StrictBool | None = None
     functions: Annotated[Any, only([])] = None
     function_call: Annotated[Any, only("none", "auto")] = None
     response_format: ResponseFormat | None = None
-    reasoning_effort: Annotated[Any, only()] = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
     modalities: Annotated[Any, only(["text"])] = None
     audio: Annotated[Any, only()] = None
     prediction: Annotated[Any, only()] = None
@@ -224,6 +255,8 @@ class ChatBody(GenerationBody):
         yield from super().unknown_fields()
         for message in self.messages:
             yield from message.unknown_fields()
+        for tool in self.tools or ():
+            yield from tool.unknown_fields()
 
 
 def _is_token_ids(value: Any) -> bool:

@@ -47,6 +47,11 @@ class ServedModel:
         return Grammars(lambda: vocabulary_of(self.tokenizer, self.vocab_size))
 
     @cached_property
+    def special_tokens(self) -> frozenset[int]:
+        """What marks the structure of a text and is none of it."""
+        return frozenset(self.tokenizer.all_special_ids)
+
+    @cached_property
     def vocabulary(self) -> Vocabulary:
         return Vocabulary(self.tokenizer)
 

@@ -140,7 +140,7 @@ async def _progress(job: Job, dialect: Dialect) -> AsyncGenerator[dict[str, Any]
     async with aclosing(job.pieces()) as pieces:
         async for piece in pieces:
             tokens[piece.index] = piece.tokens
-            if piece.text or piece.spans:
+            if piece.parts or piece.spans:
                 for event in dialect.delta(piece):
                     yield event
             if piece.finish is not None:
@@ -167,9 +167,12 @@ def named_event(event: dict[str, Any]) -> bytes:
 
 
 def usage_of(job: Job, completion_tokens: int) -> Usage:
-    return {
+    usage = {
         "prompt_tokens": job.prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": job.prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": job.cached_tokens},
     }
+    if (reasoning := job.reasoning_tokens) is not None:
+        usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+    return usage

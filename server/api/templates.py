@@ -7,8 +7,12 @@ from typing import Any
 from jinja2 import TemplateError
 
 from server.api.errors import InvalidRequest
-from server.api.schemas import ChatBody, Message
+from server.api.reasoning import thinking_marks
+from server.api.schemas import ChatBody
 from server.api.service import ServedModel
+from server.api.tools.families import has_tools
+from server.api.tools.prompt import conversation
+from server.api.tools.use import tool_use
 
 # Arguments of apply_chat_template and variables of the template that are not the client's to set.
 RESERVED_KWARGS = frozenset(
@@ -35,7 +39,7 @@ MAX_REASON_CHARS = 300  # a template may quote the messages
 
 
 def chat_prompt(body: ChatBody, model: ServedModel) -> list[int]:
-    """Token ids of the conversation, ready for the assistant's turn.
+    """Token ids of the conversation, with the tools that may be called, ready for the assistant's turn.
 
     Raises InvalidRequest when the model has no template or its template refuses the messages.
     """
@@ -43,8 +47,13 @@ def chat_prompt(body: ChatBody, model: ServedModel) -> list[int]:
         raise InvalidRequest(
             f"The model {model.id!r} has no chat template; use /v1/completions.", param="model"
         )
-    kwargs = _checked_kwargs(body.chat_template_kwargs or {})
-    messages = [_as_template_sees(message) for message in body.messages]
+    asked = _checked_kwargs(body.chat_template_kwargs or {})
+    kwargs = {**_effort(body, model), **asked}
+    use, known = tool_use(body, model.tokenizer), has_tools(model.tokenizer)
+    tools = use.tools if use else ()
+    messages = conversation(body.messages, tools, known)
+    if tools and known:
+        kwargs["tools"] = [tool.as_template_sees() for tool in tools]
     try:
         return model.tokenizer.apply_chat_template(
             messages, tokenize=True, add_generation_prompt=True, **kwargs
@@ -61,11 +70,18 @@ def text_prompt(text: str, model: ServedModel) -> list[int]:
     return model.tokenizer.encode(text, add_special_tokens=True)
 
 
-def _as_template_sees(message: Message) -> dict[str, str]:
-    # "developer" is OpenAI's newer word for what templates call "system".
-    role = "system" if message.role == "developer" else message.role
-    named = {} if message.name is None else {"name": message.name}
-    return {"role": role, "content": message.text, **named}
+def _effort(body: ChatBody, model: ServedModel) -> dict[str, Any]:
+    """reasoning_effort in the words of chat templates.  A model that can't think makes none, and no more."""
+    effort = body.reasoning_effort
+    if effort is None:
+        return {}
+    template = str(getattr(model.tokenizer, "chat_template", ""))
+    if thinking_marks(model.tokenizer) or "reasoning_effort" in template:
+        return {"reasoning_effort": effort, "enable_thinking": effort != "none"}
+    if effort in ("none", "minimal"):
+        return {}
+    message = f"reasoning_effort: the model {model.id!r} does not reason."
+    raise InvalidRequest(message, param="reasoning_effort", code="unsupported_parameter")
 
 
 def _checked_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ class StopScanner:
         if armed and (cut := self._find(text, seen)) is not None:
             self._held = ""
             return text[:cut]
-        safe = len(text) - max(_overlap(text, stop) for stop in self._stops)
+        safe = len(text) - max(overlap(text, stop) for stop in self._stops)
         self._held = text[safe:]
         return text[:safe]
 
@@ -127,7 +127,7 @@ class StopScanner:
         return start
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Length of the longest end of `text` that is a proper beginning of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

@@ -29,6 +29,7 @@ class Tokenizer(Protocol):
     """The part of mlx-lm's TokenizerWrapper (and so of a Hugging Face tokenizer) that is used."""
 
     has_chat_template: bool
+    all_special_ids: list[int]
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 

@@ -18,6 +18,13 @@ from tests.server.api.fakes import TOKENIZER, FakeEngine
 
 VOCABULARY = len(TOKENIZER.get_vocab())
 
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f"}}
+STRICT: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "f", "strict": True, "parameters": {"type": "object", "not": {}}},
+}
+
+
 BOTH: list[tuple[dict[str, Any], str]] = [
     ({"model": None}, "model"),
     ({"model": 3}, "model"),
@@ -123,11 +130,13 @@ CHAT: list[tuple[dict[str, Any], str]] = [
     ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0"),
     ({"messages": [{"role": "user", "content": [{"type": []}]}]}, "messages.0.content.0.type"),
     ({"messages": [{"content": "x"}]}, "messages.0.role"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.role"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages.0.tool_call_id"),
+    ({"messages": [{"role": "function", "content": "x"}]}, "messages.0.role"),
     ({"messages": [{"role": "judge", "content": "x"}]}, "messages.0.role"),
     ({"messages": [{"role": {}, "content": "x"}]}, "messages.0.role"),
     ({"messages": [{**USER, "name": 3}]}, "messages.0.name"),
-    ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages.0.tool_calls"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{}]}]}, "messages.0.tool_calls.0.id"),
+    ({"messages": [{"role": "assistant"}]}, "messages.0.content"),
     ({"messages": [{**USER, "tool_call_id": "x"}]}, "messages.0.tool_call_id"),
     ({"messages": [{**USER, "function_call": {}}]}, "messages.0.function_call"),
     ({"messages": [{**USER, "audio": {}}]}, "messages.0.audio"),
@@ -140,7 +149,18 @@ CHAT: list[tuple[dict[str, Any], str]] = [
     ({"chat_template_kwargs": []}, "chat_template_kwargs"),
     ({"chat_template_kwargs": {"chat_template": "x"}}, "chat_template_kwargs.chat_template"),
     ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
-    ({"tools": [{}]}, "tools"),
+    ({"tools": [{}]}, "tools.0.type"),
+    ({"tools": [{**TOOL, "type": "web_search"}]}, "tools.0.type"),
+    ({"tools": [TOOL, TOOL]}, "tools"),
+    ({"tools": [TOOL], "tool_choice": "maybe"}, "tool_choice"),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        "tool_choice",
+    ),
+    ({"tools": [TOOL], "tool_choice": "required", "guided_regex": "a"}, "guided_regex"),
+    ({"tools": [TOOL], "guided_regex": "a"}, "guided_regex"),
+    ({"tools": [TOOL], "tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
+    ({"tools": [STRICT]}, "tools.0.function.parameters"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"parallel_tool_calls": 1}, "parallel_tool_calls"),
     ({"functions": [{}]}, "functions"),
