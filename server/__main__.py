@@ -55,7 +55,7 @@ def serve(settings: Settings) -> int:
     from server.process import RankProcess
     from server.rpc.errors import BindError, CoordinatorError
 
-    logs.configure()
+    logs.configure(show_content=settings.config.access.log_prompts)
     try:
         run_to_end(RankProcess(settings).run())
     except (

@@ -7,16 +7,22 @@ import sys
 
 import structlog
 
+from server.access.redaction import withhold_messages
+
 _identity: dict[str, object] = {}  # of this process, known once it has met the others
 
 
-def configure(level: int = logging.INFO) -> None:
-    """Send structlog and the standard library's logging to stderr in one format."""
+def configure(level: int = logging.INFO, show_content: bool = False) -> None:
+    """Send structlog and the standard library's logging to stderr in one format.
+
+    show_content: whether messages of errors may be logged that can quote what a client sent.
+    """
     shared: list[structlog.typing.Processor] = [
         _add_identity,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+        *([] if show_content else [withhold_messages]),
     ]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,

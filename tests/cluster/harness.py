@@ -302,6 +302,11 @@ class Cluster:
             "cluster": {
                 "coordinator": {"port": self.ports.coordinator, "health_check_interval": 1},
                 "api_gateway": {"port": self.ports.gateway},
+                # Whoever runs the tests may have keys of their own.
+                "access": {
+                    "keys_file": str(self.folder / "keys.json"),
+                    "cluster_secret_file": str(self.folder / "cluster-secret"),
+                },
             },
             "nodes": {"nodes": nodes} if nodes else {},
             "models": models,
