@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from typing import Any
 
 from config.schema import Config
 
-SHARED = ("cluster", "coordinator", "api_gateway", "scheduler", "network", "nodes", "access")
+SHARED = ("cluster", "coordinator", "api_gateway", "scheduler", "network", "nodes", "access", "tls")
 
 # A node may listen on an address of its own, and keep the model and other files in folders of its own.
-OWN_MATTERS: Mapping[str, frozenset[str]] = {
-    "api_gateway": frozenset({"host"}),
-    "access": frozenset({"keys_file", "cluster_secret_file", "audit", "front_door"}),
+OWN_MATTERS: dict[str, dict[str, Any]] = {
+    "api_gateway": {"host": True},
+    "access": dict.fromkeys(("keys_file", "cluster_secret_file", "audit", "front_door"), True),
+    "tls": {
+        "gateway": dict.fromkeys(("certificate", "key"), True),
+        "cluster": dict.fromkeys(("folder", "ca", "certificate", "key"), True),
+    },
 }
 OWN_MATTERS_OF_THE_MODEL = frozenset({"source"})
 
@@ -25,7 +29,7 @@ def settings_digests(config: Config) -> dict[str, str]:
     told by their fingerprint.
     """
     sections: dict[str, object] = config.model_dump(
-        mode="json", include=set(SHARED), exclude={k: set(v) for k, v in OWN_MATTERS.items()}
+        mode="json", include=set(SHARED), exclude=OWN_MATTERS
     )
     sections["models"] = config.model.model_dump(mode="json", exclude=set(OWN_MATTERS_OF_THE_MODEL))
     return {name: _digest(content) for name, content in sections.items()}

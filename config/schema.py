@@ -16,6 +16,7 @@ from config.models import LayerRange, ModelConfig, Shard, is_source, unlisted_mo
 from config.nodes import NodeConfig, is_wildcard, node_by_rule
 from config.observe import ObserveConfig
 from config.section import DYNAMIC, Section
+from config.tls import TlsConfig
 from config.values import Auto, Count, Flag, Index, Name, Port, Seconds, Share, Text
 
 Named = TypeVar("Named", NodeConfig, ModelConfig)
@@ -176,6 +177,7 @@ class Config(Section):
     observe: ObserveConfig = Field(
         default=ObserveConfig(), description="Logs, traces, resources and alerts."
     )
+    tls: TlsConfig = Field(default=TlsConfig(), description="Certificates and what they protect.")
     nodes: Annotated[Mapping[Name, NodeConfig], AfterValidator(_name_entries)] = Field(
         default={}, description="The named nodes; ranks beyond them get names and ports by rule."
     )

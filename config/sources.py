@@ -16,7 +16,7 @@ FILES = {
     "cluster.yaml": ("cluster", "coordinator", "api_gateway", "scheduler", "tracing", "access"),
     "nodes.yaml": ("nodes",),
     "models.yaml": ("default_model", "models"),
-    "network.yaml": ("network",),
+    "network.yaml": ("network", "tls"),
     "observe.yaml": ("observe",),
 }
 PREFIX = "MLXC_"
