@@ -57,6 +57,7 @@ HTTP_RULES: tuple[Rule, ...] = (
     _inference("/v1/responses"),
     _inference("/v1/messages"),
     Rule("POST", "/v1/responses/input_tokens", Role.USER),
+    Rule("POST", "/v1/responses/compact", Role.USER),
     Rule("GET", "/v1/responses/{response_id}", Role.USER),
     Rule("DELETE", "/v1/responses/{response_id}", Role.USER),
     Rule("GET", "/v1/responses/{response_id}/input_items", Role.USER),

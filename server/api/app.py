@@ -23,6 +23,7 @@ from server.api.models import list_models, show_model, switch_model
 from server.api.openapi import show_openapi
 from server.api.request_id import RequestIdMiddleware
 from server.api.responses.routes import (
+    compact,
     count_input_tokens,
     create_response,
     delete_response,
@@ -54,6 +55,7 @@ def create_app(
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/responses", create_response, methods=["POST"]),
         Route("/v1/responses/input_tokens", count_input_tokens, methods=["POST"]),
+        Route("/v1/responses/compact", compact, methods=["POST"]),
         Route("/v1/responses/{response_id}", show_response, methods=["GET"]),
         Route("/v1/responses/{response_id}", delete_response, methods=["DELETE"]),
         Route("/v1/responses/{response_id}/input_items", list_input_items, methods=["GET"]),

@@ -202,6 +202,8 @@ class MessageUsage(Document):
     cache_creation_input_tokens: int
     cache_read_input_tokens: int
     output_tokens: int
+    output_tokens_details: dict[str, int] | None
+    service_tier: str
 
 
 class ContentBlock(Document):

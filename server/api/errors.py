@@ -149,6 +149,10 @@ class NotServed(ApiError):
     type = "invalid_request_error"
     code = "unsupported_endpoint"
 
+    def __init__(self, message: str, *, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
 
 def failure_of(exc: Exception, request_id: str) -> Failure:
     """What `exc` means to the client of the request `request_id`.

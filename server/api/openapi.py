@@ -82,6 +82,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "post", "/v1/responses/input_tokens", "Count the tokens of a conversation.",
         shapes.ResponseInputTokens, ResponsesBody,
     ),
+    Operation("post", "/v1/responses/compact", "Refused: conversations are not compacted."),
     Operation("get", "/v1/responses/{response_id}", "A stored response.", shapes.ResponseDocument),
     Operation(
         "delete", "/v1/responses/{response_id}", "Forget a response.", shapes.DeletedResponse
@@ -182,9 +183,12 @@ def _content(operation: Operation) -> Json:
     answer: Json = {"type": "object"} if operation.answer is None else _ref(operation.answer)
     content: Json = {"application/json": {"schema": answer}}
     if operation.event is not None:
-        described = "Events, each with the JSON of one " + operation.event.__name__ + "."
-        schema = {"type": "string", "description": described}
-        content["text/event-stream"] = {"schema": schema, "x-event": _ref(operation.event)}
+        data = {"type": "string", "contentMediaType": "application/json"}
+        named = {
+            "data": {**data, "contentSchema": _ref(operation.event)},
+            "event": {"type": "string"},
+        }
+        content["text/event-stream"] = {"schema": {"type": "object", "properties": named}}
     return content
 
 

@@ -12,7 +12,7 @@ from typing import Any
 Events = Iterator[dict[str, Any]]
 
 EMPTY: dict[str, dict[str, Any]] = {
-    "text": {"type": "text", "text": ""},
+    "text": {"type": "text", "text": "", "citations": None},
     "thinking": {"type": "thinking", "thinking": "", "signature": ""},
 }
 DELTAS = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "thinking")}
@@ -52,7 +52,8 @@ class Blocks:
         function = call.get("function") or {}
         number = call.get("index", self._call + 1)  # whole messages don't number their calls
         if self._open is None or self._open["type"] != "tool_use" or number != self._call:
-            block = {"type": "tool_use", "id": call["id"], "name": function["name"], "input": {}}
+            named = {"id": call["id"], "name": function["name"]}
+            block = {"type": "tool_use", **named, "input": {}, "caller": {"type": "direct"}}
             yield from self._begin(block)
             self._call = number
         if arguments := function.get("arguments"):

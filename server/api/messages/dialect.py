@@ -10,6 +10,17 @@ from server.api.generation import Choice, Piece
 from server.api.messages.blocks import Blocks
 from server.api.streaming import Events, Usage, named_event
 
+NO_USAGE: dict[str, Any] = {
+    "input_tokens": 0,
+    "cache_creation": None,
+    "cache_creation_input_tokens": 0,
+    "cache_read_input_tokens": 0,
+    "inference_geo": None,
+    "output_tokens": 0,
+    "output_tokens_details": None,
+    "server_tool_use": None,
+    "service_tier": "standard",
+}
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 
 
@@ -40,7 +51,7 @@ class MessagesDialect:
         }
 
     def opening(self) -> Events:
-        usage = {"input_tokens": self._prompt_tokens, "output_tokens": 0}
+        usage = {**NO_USAGE, "input_tokens": self._prompt_tokens}
         yield {"type": "message_start", "message": {**self._message(), "usage": usage}}
 
     def delta(self, piece: Piece) -> Events:
@@ -76,6 +87,8 @@ class MessagesDialect:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
+            "stop_details": None,
+            "container": None,
         }
 
     def _end(self) -> dict[str, Any]:
@@ -87,9 +100,12 @@ class MessagesDialect:
 def _usage(usage: Usage) -> dict[str, Any]:
     """Anthropic counts what came from a cache apart."""
     cached = usage["prompt_tokens_details"]["cached_tokens"]
+    details = usage.get("completion_tokens_details")
+    thinking = {"thinking_tokens": details["reasoning_tokens"]} if details else None
     return {
+        **NO_USAGE,
         "input_tokens": usage["prompt_tokens"] - cached,
-        "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": cached,
         "output_tokens": usage["completion_tokens"],
+        "output_tokens_details": thinking,
     }

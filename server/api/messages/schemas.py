@@ -43,6 +43,7 @@ class ToolUseBlock(Block):
     id: StrictStr
     name: StrictStr
     input: dict[str, Any]
+    caller: Annotated[Any, only({"type": "direct"})] = None
 
 
 def _as_blocks(value: Any) -> Any:

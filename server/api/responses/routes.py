@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api.chat import ChatDialect, chat_specs
-from server.api.errors import InvalidRequest
+from server.api.errors import InvalidRequest, NotServed
 from server.api.generation import Job
 from server.api.responses.dialect import ResponsesDialect
 from server.api.responses.schemas import ResponsesBody
@@ -100,6 +100,11 @@ async def list_input_items(request: Request) -> Response:
             "has_more": len(shown) > limit,
         }
     )
+
+
+async def compact(request: Request) -> Response:
+    """POST /v1/responses/compact, which would be a response of this id to the routes above."""
+    raise NotServed("Conversations are not compacted here.", status=404)
 
 
 def _limit(text: str) -> int:
