@@ -24,6 +24,8 @@ NAMES = {
     "chat_template_kwargs": "thinking",
 }
 
+# adaptive: as the model does by itself, which may be not at all
+EFFORTS = {"enabled": "medium", "disabled": "none", "adaptive": None}
 CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
@@ -38,7 +40,7 @@ def as_chat(body: CountBody) -> dict[str, Any]:
     if body.tool_choice is not None and body.tool_choice.disable_parallel_tool_use:
         fields["parallel_tool_calls"] = False
     if body.thinking is not None:
-        fields["chat_template_kwargs"] = {"enable_thinking": body.thinking.type != "disabled"}
+        fields["reasoning_effort"] = EFFORTS[body.thinking.type]
     if isinstance(body, MessagesBody):
         fields |= {
             "max_completion_tokens": body.max_tokens,

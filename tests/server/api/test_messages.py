@@ -91,6 +91,11 @@ def test_system_and_blocks_are_the_conversation(client: Messages, engine: FakeEn
     )
 
 
+@pytest.mark.parametrize("kind", ["disabled", "adaptive"])
+def test_a_model_that_does_not_think_may_be_told_not_to(client: Messages, kind: str) -> None:
+    assert client.ask(thinking={"type": kind}).status_code == 200
+
+
 def test_count_tokens(client: Messages, engine: FakeEngine) -> None:
     asked = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "system": "x"}
     counted = client.post("/v1/messages/count_tokens", asked).json()
@@ -116,6 +121,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"tool_choice": {"type": "auto", "name": "f"}}, "tool_choice.name"),
     ({"mcp_servers": [{}]}, "mcp_servers"),
     ({"container": "x"}, "container"),
+    ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
     ({"service_tier": "priority"}, "service_tier"),
 ]
 
