@@ -5,6 +5,7 @@ Refusal                  status, type, code, headers
 │   └── TokenExpired     401 token_expired
 ├── InsufficientRole     403 insufficient_role
 ├── AddressRefused       403 ip_not_allowed
+├── OriginRefused        403 origin_not_allowed
 ├── UnknownRoute         404
 ├── WrongMethod          405, with Allow
 ├── RateLimited          429 rate_limit_exceeded, with Retry-After
@@ -70,6 +71,12 @@ class AddressRefused(Refusal):
     """The client's address is not on the list."""
 
     code = "ip_not_allowed"
+
+
+class OriginRefused(Refusal):
+    """A page in a browser that is none of this server's, where no key is asked for."""
+
+    code = "origin_not_allowed"
 
 
 class UnknownRoute(Refusal):

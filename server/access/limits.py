@@ -15,6 +15,11 @@ from server.access.principal import KeyLimits, Principal
 
 MINUTE = 60.0
 REMEMBERED = 10_000  # keys and subjects with a state of their own
+RATE_LIMIT_HEADERS = tuple(
+    f"x-ratelimit-{what}-{of}"
+    for what in ("limit", "remaining", "reset")
+    for of in ("requests", "tokens")
+)
 _SOON = 1.0  # seconds after which a place may be free
 
 

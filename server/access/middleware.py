@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 import structlog
@@ -19,6 +19,7 @@ from server.access.addresses import Address, parse_address
 from server.access.audit import AuditEntry, AuditLog
 from server.access.errors import Refusal, Unauthorized
 from server.access.limits import Limiter
+from server.access.pages import Pages
 from server.access.policy import AccessPolicy, Credentials
 from server.access.principal import NOBODY, Principal
 from server.access.roles import Rule
@@ -38,6 +39,7 @@ class Guard:
     policy: AccessPolicy
     limiter: Limiter | None = None
     audit: AuditLog | None = None
+    pages: Pages = field(default_factory=Pages)
     clock: Callable[[], float] = time.monotonic
 
 
@@ -89,6 +91,8 @@ class _Visit:
         peer = parse_address(f"[{self._scope['client'][0]}]") if self._scope.get("client") else None
         self._client = policy.locate(peer, headers.getlist("x-forwarded-for"))
         policy.check_address(peer, self._client, self._rule)
+        if policy.open:
+            guard.pages.check(self._scope["method"], headers)
         given = Credentials(headers.getlist("authorization"), headers.getlist("x-api-key"))
         principal = await policy.admit(
             self._scope["method"], self._scope["path"], self._rule, given

@@ -19,7 +19,7 @@ OPEN = None  # whoever reaches the port: for load balancers, and for whoever wat
 
 @dataclass(frozen=True)
 class Rule:
-    """One method of one path.  `inference`: it makes tokens, so limits apply."""
+    """One method of one path.  `inference`: it makes or counts tokens, so limits apply."""
 
     method: str
     path: str
@@ -48,20 +48,20 @@ HTTP_RULES: tuple[Rule, ...] = (
     Rule("GET", "/v1/models/{model_id:path}", Role.VIEWER),
     Rule("GET", "/openapi.json", Role.VIEWER),
     Rule("GET", "/admin/models/switch", Role.VIEWER),
-    Rule("POST", "/admin/models/switch", Role.ADMIN),
-    Rule("POST", "/tokenize", Role.USER),
-    Rule("POST", "/detokenize", Role.USER),
-    Rule("POST", "/v1/embeddings", Role.USER),
+    Rule("POST", "/admin/models/switch", Role.OPERATOR),
+    _inference("/tokenize"),
+    _inference("/detokenize"),
+    _inference("/v1/embeddings"),
     _inference("/v1/chat/completions"),
     _inference("/v1/completions"),
     _inference("/v1/responses"),
     _inference("/v1/messages"),
-    Rule("POST", "/v1/responses/input_tokens", Role.USER),
-    Rule("POST", "/v1/responses/compact", Role.USER),
+    _inference("/v1/responses/input_tokens"),
+    _inference("/v1/responses/compact"),
     Rule("GET", "/v1/responses/{response_id}", Role.USER),
     Rule("DELETE", "/v1/responses/{response_id}", Role.USER),
     Rule("GET", "/v1/responses/{response_id}/input_items", Role.USER),
-    Rule("POST", "/v1/messages/count_tokens", Role.USER),
+    _inference("/v1/messages/count_tokens"),
 )
 
 

@@ -14,6 +14,7 @@ from server.access.cluster_secret import Verifier, read_secret
 from server.access.errors import AccessError
 from server.access.limits import Limiter
 from server.access.middleware import Guard
+from server.access.pages import Pages
 from server.access.policy import AccessPolicy
 from server.access.rpc import AccessInterceptor
 from server.access.store import KeyStore
@@ -79,9 +80,11 @@ def protect(config: Config, listening: Iterable[str], neighbours: Iterable[str] 
     verifier = None
     if not policy.open:
         verifier = Verifier(read_secret(Path(settings.cluster_secret_file)))
+    gateway = config.api_gateway
+    pages = Pages(frozenset(gateway.cors_origins), names=settings.enabled is False)
     return Protection(
-        Guard(policy, Limiter(settings.limits, places), open_audit(settings.audit)),
-        Guard(policy),
+        Guard(policy, Limiter(settings.limits, places), open_audit(settings.audit), pages),
+        Guard(policy, pages=pages),
         AccessInterceptor(policy, verifier),
         access.notice,
     )

@@ -13,6 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from pipeline.errors import PipelineError
 from server.access.errors import Refusal
+from server.access.limits import RATE_LIMIT_HEADERS
 from server.access.middleware import AccessMiddleware, Guard
 from server.api.chat import chat_completions
 from server.api.completions import completions
@@ -92,7 +93,7 @@ def outermost(cors_origins: Sequence[str] = ()) -> list[Middleware]:
         allow_origins=list(cors_origins),
         allow_methods=["GET", "POST", "DELETE"],
         allow_headers=["*"],
-        expose_headers=["x-request-id", "retry-after"],
+        expose_headers=["x-request-id", "retry-after", *RATE_LIMIT_HEADERS],
         max_age=CORS_MAX_AGE_S,
     )
     first = [Middleware(RequestIdMiddleware), Middleware(HeaderLimitMiddleware)]

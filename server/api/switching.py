@@ -28,5 +28,5 @@ class Switching:
         if self.automatic:
             message = f"{state} It is being loaded in place of the other one; try again later."
             return NotLoaded(message, asked, switch=True)
-        advice = f'POST {SWITCH_PATH} with {{"model": "{asked}"}} loads it instead (role admin).'
+        advice = f'POST {SWITCH_PATH} with {{"model": "{asked}"}} loads it instead (role operator).'
         return NotLoaded(f"{state} {advice}", asked)
