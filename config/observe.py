@@ -1,8 +1,8 @@
-"""What the cluster tells of itself: resources and alerts."""
+"""What the cluster tells of itself: logs, resources and alerts."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -51,6 +51,20 @@ class AlertsConfig(Section):
 
 
 class ObserveConfig(Section):
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info",
+        description="The least grave log lines that are written.",
+        json_schema_extra=DYNAMIC,
+    )
+    log_format: Auto[Literal["text", "json"]] = Field(
+        default=None,
+        description="Form of log lines: text to be read, json for programs; auto: text on a terminal and "
+        "under mlx.launch, which shows them on one, else json.",
+    )
+    log_lines: Count = Field(
+        default=2000,
+        description="Latest log lines of all ranks that the coordinator keeps.",
+    )
     resource_interval: Seconds = Field(
         default=5.0,
         description="Seconds between two looks at CPU, memory, disk, network and temperature of a node.",

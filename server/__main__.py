@@ -55,7 +55,10 @@ def serve(settings: Settings) -> int:
     from server.process import RankProcess
     from server.rpc.errors import BindError, CoordinatorError
 
-    logs.configure(show_content=settings.config.access.log_prompts)
+    config = settings.config
+    logs.configure(
+        config.observe.log_level, config.observe.log_format, show_content=config.access.log_prompts
+    )
     try:
         run_to_end(RankProcess(settings).run())
     except (

@@ -66,7 +66,9 @@ class Leader:
             self._meeting.epoch, self._meeting.size, _health_policy(settings)
         )
         self._backend = RuntimeSettings(settings, self._apply)
-        self._coordinator = Coordinator(self._registry, self._backend)
+        self._coordinator = Coordinator(
+            self._registry, self._backend, log_lines=config.observe.log_lines
+        )
         self._service = Service(
             readiness=self._readiness,
             max_body_bytes=config.api_gateway.max_body_bytes,

@@ -32,6 +32,7 @@ from server.follower import Follower
 from server.leader import Leader
 from server.node.health import NodeView
 from server.node.serve import StartupFailed
+from server.observe.log_shipper import LogShipper
 from server.observe.resources import ResourceMonitor
 from server.observe.timeline import TimelineRecorder
 from server.rpc.client import CoordinatorClient
@@ -82,12 +83,13 @@ class RankProcess:
         self.reporter = Reporter(self.rank)
         self.started = time.monotonic()
         self._stop = asyncio.Event()
-        self._runtime = RuntimeSettings(settings, lambda _: None)
+        self._runtime = RuntimeSettings(settings, _obey)
         self._role: Role | None = None
         self._client: CoordinatorClient | None = None
         self._heartbeats: asyncio.Task[NoReturn] | None = None
         self._watchdog: asyncio.Task[NoReturn] | None = None
         self._resources: asyncio.Task[NoReturn] | None = None
+        self._shipping: asyncio.Task[NoReturn] | None = None
 
     async def run(self) -> None:
         """Live.  Returns after an orderly stop; raises what ended the rank otherwise."""
@@ -116,7 +118,7 @@ class RankProcess:
         self._watch_parent()
         placement = await self._unless_stopped(_follow(self.rank.placed))
         meeting = placement.meeting
-        logs.bind_rank(meeting.node.name, meeting.rank)
+        logs.bind_rank(meeting.node.name, meeting.rank, meeting.epoch)
         self._role = self._make_role(placement)
         await self._open_ports(self._role)
         target = self.settings.config.coordinator.reached_at(meeting.hosts[0])
@@ -137,6 +139,8 @@ class RankProcess:
             )
         )
         self._heartbeats.add_done_callback(_heed)
+        shipper = LogShipper(registration, logs.shipping(), self._client.ship_logs)
+        self._shipping = asyncio.create_task(shipper.run())
         engine = await self._unless_stopped(_follow(self.rank.loaded))
         self._resources = asyncio.create_task(self._watch_resources(placement))
         self._watchdog = asyncio.create_task(self._watch_engine())
@@ -230,7 +234,7 @@ class RankProcess:
     async def _close_ports(self) -> None:
         if self._role is not None:
             await close_all({"ports": self._role.stop(HTTP_GRACE_SECONDS)}, PORTS_SECONDS)
-        for task in (self._heartbeats, self._watchdog, self._resources):
+        for task in (self._heartbeats, self._watchdog, self._resources, self._shipping):
             if task is not None:
                 task.cancel()
         if self._client is not None:
@@ -288,6 +292,11 @@ class RankProcess:
                 self._stop.set()
 
         asyncio.get_running_loop().add_reader(0, readable)
+
+
+def _obey(settings: Settings) -> None:
+    """Let changed settings take effect on every rank; see also Leader."""
+    logs.set_level(settings.config.observe.log_level)
 
 
 def _as_fields(changes: Mapping[str, str]) -> dict[str, str]:

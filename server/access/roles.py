@@ -42,6 +42,7 @@ HTTP_RULES: tuple[Rule, ...] = (
     Rule("GET", "/v1/cluster", Role.VIEWER),
     Rule("GET", "/v1/cluster/events", Role.VIEWER),
     Rule("GET", "/v1/cluster/timeline", Role.VIEWER),
+    Rule("GET", "/v1/cluster/logs", Role.OPERATOR),
     # Of one's own; an operator ends those of others too.
     Rule("DELETE", "/v1/requests/{request_id:path}", Role.USER),
     Rule("GET", "/v1/models", Role.VIEWER),
@@ -82,6 +83,7 @@ RPC_RULES: tuple[RpcRule, ...] = (
     RpcRule("GetConfig", Role.OPERATOR, ranks=True),
     RpcRule("SetConfig", Role.OPERATOR),
     RpcRule("SendTimeline", None, ranks=True),
+    RpcRule("ShipLogs", None, ranks=True),
 )
 
 

@@ -20,10 +20,10 @@ from server.observe.alerts import Alert, alerts_of
 from server.observe.feed import EventFeed
 from server.observe.latency import Latencies
 from server.observe.picture import Picture
-from server.observe.rank_metrics import AlertMetrics, RankMetrics, samples_of
+from server.observe.rank_metrics import AlertMetrics, DroppedLines, RankMetrics, samples_of
 from server.observe.registry import REGISTRY, metrics_route
 from server.observe.requests import Observed, RequestBook
-from server.observe.routes import cancel_route, events_route, timeline_route
+from server.observe.routes import cancel_route, events_route, logs_route, timeline_route
 from server.rpc.coordinator import Coordinator
 from server.rpc.records import ClusterSnapshot, HealthPolicy
 
@@ -58,6 +58,7 @@ class Observatory:
 
         registry.register(EngineMetrics(view.model, self._stats))
         registry.register(RankMetrics(view.model, lambda: samples_of(view.snapshot())))
+        registry.register(DroppedLines(view.model, lambda: coordinator.logs.dropped))
         registry.register(AlertMetrics(view.model, lambda: view.alerts(view.snapshot())))
         picture = Picture(view, self.book, self._stats, self._admitted)
         self.feed = EventFeed(lambda: to_json(picture()))
@@ -69,6 +70,7 @@ class Observatory:
             metrics_route(REGISTRY, self._registry),
             events_route(self.feed),
             timeline_route(self._coordinator.record_timeline, self._epoch),
+            logs_route(self._coordinator.logs),
             cancel_route(self.book, self._cancel),
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -153,6 +153,23 @@ class AlertMetrics(Collector):
         for alert in alerts:
             each.add_metric([self._model, str(alert.rank), alert.node, alert.name], alert.value)
         yield each
+
+
+class DroppedLines(Collector):
+    """Log lines that found no room on a rank."""
+
+    def __init__(self, model: str, dropped: Callable[[], Mapping[tuple[int, str], int]]) -> None:
+        """`dropped`: by rank and node."""
+        self._model, self._dropped = model, dropped
+
+    def collect(self) -> Iterator[Metric]:
+        """See prometheus_client.registry.Collector."""
+        family = CounterMetricFamily(
+            PREFIX + "log_lines_dropped", "That never reached the coordinator.", labels=LABELS
+        )
+        for (rank, node), lines in self._dropped().items():
+            family.add_metric([self._model, str(rank), node], lines)
+        yield family
 
 
 def samples_of(snapshot: ClusterSnapshot) -> list[RankSample]:

@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import psutil
+import structlog
 
 from server.rpc.records import Resources
+
+log = structlog.get_logger()
 
 RAPL = Path("/sys/class/powercap/intel-rapl:0")  # the first processor package
 POWERMETRICS = "/usr/bin/powermetrics"
@@ -37,7 +40,10 @@ class ResourceMonitor:
     async def run(self, interval_s: float) -> NoReturn:
         """Look again and again.  In a thread: sensors and a sleeping disk may take their time."""
         while True:
-            self.latest = await asyncio.to_thread(self.look)
+            try:
+                self.latest = await asyncio.to_thread(self.look)
+            except (OSError, psutil.Error) as error:
+                log.warning("the resources of this node can't be told", reason=str(error))
             await asyncio.sleep(interval_s)
 
     def look(self) -> Resources:

@@ -19,11 +19,13 @@ from server.observe.feed import EventFeed
 from server.observe.requests import Flight, RequestBook
 from server.observe.timeline import chrome_trace
 from server.rpc.errors import Overloaded as CoordinatorBusy
+from server.rpc.log_book import LogBook
 from server.rpc.timelines import Recording
 
 MAX_TIMELINE_S = 30.0
 DEFAULT_TIMELINE_S = 5.0
 PING_S = 15
+DEFAULT_LINES = 200
 
 
 class UnknownRequest(ApiError):
@@ -75,6 +77,23 @@ def _seconds(text: str | None) -> float:
             f"seconds must be a number above 0 and at most {MAX_TIMELINE_S:g}.", param="seconds"
         )
     return seconds
+
+
+def logs_route(logs: LogBook) -> Route:
+    """GET /v1/cluster/logs?lines=N: the latest log lines of all ranks, oldest first."""
+
+    async def latest(request: Request) -> Response:
+        text = request.query_params.get("lines", str(DEFAULT_LINES))
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
+            raise InvalidRequest("lines must be a number from 1 up.", param="lines")
+        dropped = [
+            {"rank": rank, "node": node, "lines": lines}
+            for (rank, node), lines in sorted(logs.dropped.items())
+        ]
+        body = {"object": "list", "data": logs.latest(int(text)), "dropped": dropped}
+        return Response(to_json(body), media_type="application/json")
+
+    return Route("/v1/cluster/logs", latest, methods=["GET"])
 
 
 def cancel_route(book: RequestBook, cancel: Callable[[str], None]) -> Route:

@@ -31,6 +31,7 @@ from server.rpc.records import (
     ClusterSnapshot,
     HealthPolicy,
     Heartbeat,
+    LogBatch,
     RankReport,
     Registration,
     TimelineOrder,
@@ -122,6 +123,10 @@ class CoordinatorClient:
             messages.policy_from(reply.policy),
             measures.order_from(reply),
         )
+
+    async def ship_logs(self, batch: LogBatch) -> None:
+        """Send log lines of this rank."""
+        await self._call(self._stub.ShipLogs, measures.logs_to(batch), self._timeout_s)
 
     async def send_timeline(self, report: TimelineReport) -> None:
         """Send what this rank recorded, or a part of it.  Raises Refused when nobody wants it any more."""

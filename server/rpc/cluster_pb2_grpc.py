@@ -69,6 +69,11 @@ class CoordinatorStub:
                 request_serializer=server_dot_rpc_dot_cluster__pb2.TimelineReport.SerializeToString,
                 response_deserializer=server_dot_rpc_dot_cluster__pb2.SendTimelineReply.FromString,
                 _registered_method=True)
+        self.ShipLogs = channel.unary_unary(
+                '/mlx_cluster.v1.Coordinator/ShipLogs',
+                request_serializer=server_dot_rpc_dot_cluster__pb2.LogBatch.SerializeToString,
+                response_deserializer=server_dot_rpc_dot_cluster__pb2.ShipLogsReply.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -121,6 +126,13 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ShipLogs(self, request, context):
+        """Log lines of a rank, as they come; nothing is sent while there are none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -158,6 +170,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.SendTimeline,
                     request_deserializer=server_dot_rpc_dot_cluster__pb2.TimelineReport.FromString,
                     response_serializer=server_dot_rpc_dot_cluster__pb2.SendTimelineReply.SerializeToString,
+            ),
+            'ShipLogs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ShipLogs,
+                    request_deserializer=server_dot_rpc_dot_cluster__pb2.LogBatch.FromString,
+                    response_serializer=server_dot_rpc_dot_cluster__pb2.ShipLogsReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -349,6 +366,33 @@ class Coordinator:
             '/mlx_cluster.v1.Coordinator/SendTimeline',
             server_dot_rpc_dot_cluster__pb2.TimelineReport.SerializeToString,
             server_dot_rpc_dot_cluster__pb2.SendTimelineReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ShipLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mlx_cluster.v1.Coordinator/ShipLogs',
+            server_dot_rpc_dot_cluster__pb2.LogBatch.SerializeToString,
+            server_dot_rpc_dot_cluster__pb2.ShipLogsReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -18,6 +18,7 @@ from server.rpc.config_store import ConfigBackend, ConfigStore
 from server.rpc.errors import BindError, InvalidMessage
 from server.rpc.fields import text_from
 from server.rpc.listen import bind, join
+from server.rpc.log_book import LogBook
 from server.rpc.records import ClusterSnapshot
 from server.rpc.registry import ClusterRegistry
 from server.rpc.service import rpc_handlers
@@ -37,6 +38,7 @@ class Coordinator:
         registry: ClusterRegistry,
         config: ConfigBackend,
         clock: Callable[[], float] = time.monotonic,
+        log_lines: int = 2000,
     ) -> None:
         self.interceptors: Sequence[Any] = ()  # before every call; set before `start`
         self._registry = registry
@@ -44,6 +46,7 @@ class Coordinator:
         self._config = ConfigStore(config, self._announce)
         self._watchers = Watchers()
         self._timelines = TimelineDesk(registry.epoch)
+        self.logs = LogBook(registry.epoch, log_lines)
         self._announced = self.snapshot().digest()
         self._server: Any = None
         self._ticker: asyncio.Task[None] | None = None
@@ -120,6 +123,10 @@ class Coordinator:
         """What all ranks do in the next `seconds`.  Raises Overloaded while another one is recorded."""
         ranks = {rank.rank for rank in self.snapshot().ranks}
         return await self._timelines.record(seconds, ranks, self._registry.policy.interval_s)
+
+    def ship_logs(self, message: Any) -> Any:
+        self.logs.take(measures.logs_from(message, messages.MAX_RANKS))
+        return pb.ShipLogsReply()
 
     def send_timeline(self, message: Any) -> Any:
         self._timelines.receive(

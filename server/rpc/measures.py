@@ -1,4 +1,4 @@
-"""Between messages and records of what ranks measure: stages, resources, timelines."""
+"""Between messages and records of what ranks measure: stages, resources, timelines, logs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from typing import Any
 
 from server.rpc import cluster_pb2 as pb
 from server.rpc.fields import number_from, optional, require, text_from
-from server.rpc.records import Resources, StageTimes, TimelineOrder, TimelineReport, TimelineSpan
+from server.rpc.records import (
+    LogBatch,
+    Resources,
+    StageTimes,
+    TimelineOrder,
+    TimelineReport,
+    TimelineSpan,
+)
 
 Message = Any
+
+MAX_LINES = 1000  # of one LogBatch
 
 _BYTES = (
     "memory_used",
@@ -95,6 +104,18 @@ def timeline_from(message: Message, activities: int, max_ranks: int) -> Timeline
         spans=tuple(_span(span, activities) for span in message.spans),
         more=message.more,
     )
+
+
+def logs_to(record: LogBatch) -> Message:
+    return pb.LogBatch(**asdict(record))
+
+
+def logs_from(message: Message, max_ranks: int) -> LogBatch:
+    """Raises InvalidMessage, naming the field."""
+    require(message.rank < max_ranks, "rank", f"{message.rank} is not below {max_ranks}")
+    require(len(message.lines) <= MAX_LINES, "lines", f"more than {MAX_LINES}")
+    node = text_from(message.node, "node")
+    return LogBatch(message.epoch, message.rank, node, tuple(message.lines), message.dropped)
 
 
 def _span(message: Message, activities: int) -> TimelineSpan:

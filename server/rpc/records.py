@@ -1,6 +1,6 @@
 """What the control plane knows, as immutable values without any gRPC in them.
 
-Written by a rank: Registration, RankReport, Heartbeat, TimelineReport.  Written by the coordinator:
+Written by a rank: Registration, RankReport, Heartbeat, TimelineReport, LogBatch.  Written by the coordinator:
 RankSnapshot, ClusterSnapshot, TimelineOrder.
 """
 
@@ -144,6 +144,17 @@ class TimelineReport:
     order: int
     spans: tuple[TimelineSpan, ...]
     more: bool = False  # another part follows
+
+
+@dataclass(frozen=True)
+class LogBatch:
+    """Lines that a rank has written."""
+
+    epoch: int
+    rank: int
+    node: str
+    lines: tuple[str, ...]  # JSON objects
+    dropped: int = 0  # since the rank started
 
 
 @dataclass(frozen=True)

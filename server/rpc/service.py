@@ -51,6 +51,7 @@ def rpc_handlers(coordinator: Coordinator) -> Any:
         "GetConfig": (pb.GetConfigRequest, coordinator.get_config),
         "SetConfig": (pb.SetConfigRequest, coordinator.set_config),
         "SendTimeline": (pb.TimelineReport, coordinator.send_timeline),
+        "ShipLogs": (pb.LogBatch, coordinator.ship_logs),
     }
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(

@@ -21,7 +21,7 @@ from server.access.store import KeyStore
 from server.rpc.client import CoordinatorClient
 from server.rpc.coordinator import Coordinator
 from server.rpc.errors import CoordinatorError, NotAllowed
-from server.rpc.records import HealthPolicy, TimelineReport
+from server.rpc.records import HealthPolicy, LogBatch, TimelineReport
 from server.rpc.registry import ClusterRegistry
 from server.rpc.service import SERVICE
 from tests.server.access.helpers import add_key
@@ -50,6 +50,7 @@ CALLS: dict[str, Call] = {
     "GetConfig": lambda client: client.get_config(),
     "SetConfig": lambda client: client.set_config({"scheduler.max_batch_size": "4"}),
     "SendTimeline": lambda client: client.send_timeline(TimelineReport(7, 0, "mini1", 1, ())),
+    "ShipLogs": lambda client: client.ship_logs(LogBatch(7, 0, "mini1", ())),
 }
 
 

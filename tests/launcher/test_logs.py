@@ -1,0 +1,97 @@
+"""Lines of several ranks as one stream."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import logs
+from launcher.logs import LogStream, Merger, parse, readable
+
+
+def line(at: float, rank: int = 0, event: str = "ready", **fields: Any) -> str:
+    return json.dumps(
+        {"time": at, "level": "info", "event": event, "rank": rank, "node": f"mini{rank}", **fields}
+    )
+
+
+def order(merger: Merger, now: float) -> list[float]:
+    return [entry.time for entry in merger.ready(now)]
+
+
+def test_lines_come_in_the_order_of_their_times() -> None:
+    merger = Merger(hold_s=1.0)
+    merger.add(line(10.4, 1), True, now=11.0)
+    merger.add(line(10.1, 0), True, now=11.5)
+    merger.add(line(10.9, 2), True, now=11.6)
+    assert order(merger, 11.9) == []
+    assert order(merger, 12.0) == [10.1, 10.4]  # 10.1 goes along: it belongs before
+    assert [entry.time for entry in merger.rest()] == [10.9]
+    assert len(merger) == 0
+
+
+def test_lines_of_one_moment_stay_as_they_came_and_a_wrong_clock_holds_up_nobody() -> None:
+    merger = Merger(hold_s=1.0)
+    for text in ("b", "a"):
+        merger.add(text, False, now=5.0)
+    merger.add(line(9e9), True, now=5.0)
+    assert [entry.text for entry in merger.ready(6.0)] == ["b", "a", line(9e9)]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "fatal: no", "{", "[1]", '{"event": "x"}', '{"time": 1}', "{" * 10_000]
+)
+def test_what_is_no_log_line(text: str) -> None:
+    assert parse(text) is None
+
+
+def test_readable_lines() -> None:
+    event = json.loads(line(0.5, 1, "settings changed", request_id="req 1", epoch=7))
+    assert readable(event, colours=False)[12:] == (
+        ' 1 mini1    info    settings changed request_id="req 1"'
+    )
+    painted = readable({**event, "level": "error"}, colours=True)
+    assert "\x1b[32m1 mini1" in painted
+    assert "\x1b[31merror" in painted
+    assert readable({**event, "exception": "Traceback"}, False).endswith("\nTraceback")
+
+
+def test_a_stream_shows_merges_and_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "FILE_BYTES", 2000)
+    out, error = io.StringIO(), io.StringIO()
+    stream = LogStream(None, tmp_path / "new", "test", out, error)
+    stream("served on http://127.0.0.1:8000", False)
+    writers = [
+        threading.Thread(
+            target=lambda rank=rank: [stream(line(1000.0 + n, rank), True) for n in range(20)]
+        )
+        for rank in range(3)
+    ]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    stream.say("a rank has died", "error", rank_lost=2)
+    stream.close()
+    assert out.getvalue() == "served on http://127.0.0.1:8000\n"
+    shown = error.getvalue().splitlines()
+    assert len(shown) == 61
+    assert [text for text in shown if "launcher" in text][0].endswith("a rank has died rank_lost=2")
+    files = sorted((tmp_path / "new").iterdir())
+    assert len(files) > 1  # rotated
+    kept = [json.loads(text) for file in files for text in file.read_text().splitlines()]
+    assert len(kept) == 62
+    assert {entry["event"] for entry in kept} >= {"served on http://127.0.0.1:8000"}
+
+
+def test_json_is_passed_on_as_it_is() -> None:
+    error = io.StringIO()
+    stream = LogStream("json", out=io.StringIO(), error=error)
+    stream(line(1.0), True)
+    stream.close()
+    assert error.getvalue() == line(1.0) + "\n"
