@@ -7,7 +7,14 @@ import contextlib
 import time
 from dataclasses import dataclass, field
 
+import structlog
+
+from pipeline.errors import BrokenOutput, ConstraintRefused, RequestRejected
+from pipeline.frames import Admission
 from pipeline.request import GenerationRequest, TokenEvent
+from pipeline.steps import Admitted
+
+log = structlog.get_logger()
 
 Outcome = TokenEvent | Exception
 
@@ -41,6 +48,33 @@ class RunningRequest:
     def started(self) -> bool:
         """Whether anything was delivered since it was submitted."""
         return self.emitted > len(self.request.emitted)
+
+    def admission(self, admitted: Admitted) -> Admission:
+        """How the stages are told of it, at the moment when it gets its place."""
+        request, length = self.request, admitted.length
+        if not self.started:
+            self.cached = min(length, len(request.prompt))
+            self.queued = time.monotonic() - self.submitted
+        needs_prompt = request.params.repetition_penalty != 1.0
+        return Admission(
+            admitted.sequence,
+            request.params,
+            request.prompt if needs_prompt else (),
+            self.known,
+            admitted.source,
+            length,
+            request.origin,
+            request.trace,
+        )
+
+    def given_up(self, refused: str | None) -> RequestRejected:
+        """What it is told when its output can't go on; `refused`: why its constraint can't."""
+        origin = self.request.origin
+        if refused is None:
+            log.error("the logits can't be sampled", request_id=origin, tokens=self.emitted)
+            return BrokenOutput("The model's output for this request is not a number.")
+        log.warning("a constraint can't go on", request_id=origin, reason=refused)
+        return ConstraintRefused(f"The output can't follow the constraint: {refused}.")
 
     @property
     def known(self) -> tuple[int, ...]:

@@ -20,8 +20,6 @@ import structlog
 from pipeline.delivery import Outbox, Outcome, RunningRequest
 from pipeline.engine_stats import EngineStats
 from pipeline.errors import (
-    BrokenOutput,
-    ConstraintRefused,
     EngineFault,
     EngineStopped,
     FrameError,
@@ -192,17 +190,12 @@ class Engine:
         )
 
     def _admission(self, admitted: Admitted) -> Admission:
-        sequence, source, length = admitted.sequence, admitted.source, admitted.length
-        running = self._requests.get(sequence)
+        running = self._requests.get(admitted.sequence)
         if running is None:  # a snapshot
-            return Admission(sequence, SamplingParams(), source=source, length=length)
-        request = running.request
-        if not running.started:
-            running.cached = min(length, len(request.prompt))
-            running.queued = time.monotonic() - running.submitted
-        needs_prompt = request.params.repetition_penalty != 1.0
-        prompt = request.prompt if needs_prompt else ()
-        return Admission(sequence, request.params, prompt, running.known, source, length)
+            return Admission(
+                admitted.sequence, SamplingParams(), source=admitted.source, length=admitted.length
+            )
+        return running.admission(admitted)
 
     def _work(self, plan: StepPlan) -> Prefill | Decode | None:
         work = plan.work
@@ -279,16 +272,7 @@ class Engine:
         self._requests[request.sequence] = request
 
     def _give_up(self, request: RunningRequest, refused: str | None) -> None:
-        error: RequestRejected
-        if refused is None:
-            log.error(
-                "the logits can't be sampled", sequence=request.sequence, tokens=request.emitted
-            )
-            error = BrokenOutput("The model's output for this request is not a number.")
-        else:
-            log.warning("a constraint can't go on", sequence=request.sequence, reason=refused)
-            error = ConstraintRefused(f"The output can't follow the constraint: {refused}.")
-        self._outbox.post(request, error)
+        self._outbox.post(request, request.given_up(refused))
         request.tokens, request.made = (), []  # nobody is to start from its caches
         self._forget(request)
 

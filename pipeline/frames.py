@@ -23,12 +23,13 @@ from pipeline.errors import FrameError
 from pipeline.request import Count, SamplingParams, TokenId, TokenLogprobs
 from pipeline.split import TensorSpec
 
-PROTOCOL = 4
+PROTOCOL = 5
 MAX_FRAME_BYTES = 64 << 20
 """A frame holds at most one prompt, 5 bytes a token: this is room for millions of tokens."""
 
 HEADER_BYTES = 4
 
+ShortText = Annotated[str, msgspec.Meta(max_length=256)]
 SequenceId = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=sys.float_info.max)]
 Part = Annotated[float, msgspec.Meta(ge=0.0, le=sys.float_info.max)]
@@ -66,6 +67,8 @@ class Admission(Record, frozen=True):
     emitted: tuple[TokenId, ...] = ()  # tokens delivered before a resume
     source: SequenceId | None = None
     length: Count = 0
+    origin: ShortText = ""  # id of the HTTP request, for logs
+    trace: ShortText = ""  # W3C traceparent of its span; empty: it is not traced
 
 
 class Prefill(Record, frozen=True, tag="prefill", tag_field="type"):

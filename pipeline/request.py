@@ -76,6 +76,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: Annotated[int, msgspec.Meta(ge=1)]
     emitted: tuple[TokenId, ...] = ()  # already delivered before a resume
     tenant: str = ""  # who asks: requests of several take turns, those of one wait for each other
+    origin: str = ""  # id of the HTTP request, for logs of all ranks
+    trace: str = ""  # W3C traceparent of its span; empty: it is not traced
 
 
 class TokenEvent(msgspec.Struct, frozen=True):

@@ -12,10 +12,12 @@ from typing import Any
 
 import mlx.core as mx
 import msgspec
+import structlog
 
 from pipeline.errors import EngineFault, FrameError
 from pipeline.frames import Decode, Frame, Goodbye, Prefill, Ready, Result, Step
 from pipeline.link import Links
+from pipeline.observer import StageObserver
 from pipeline.ring import Ring, evaluate
 from pipeline.sampler import Sampler
 from pipeline.sequences import StageSequences, states
@@ -30,6 +32,8 @@ from pipeline.split import (
     unpack,
 )
 from pipeline.timeline import Activity, Timeline
+
+log = structlog.get_logger()
 
 SETTLE_STEPS = 16
 """Decode steps of a group between two evaluations of its whole cache state.  What the output does not
@@ -91,6 +95,7 @@ class Worker:
         self.sequences = StageSequences(stage.make_cache)
         self.stats = WorkerStats(peak_memory=mx.get_peak_memory())
         mx.reset_peak_memory()  # loading is no sign of what steps take
+        self.observer: StageObserver | None = None
         self.timeline: Timeline | None = None  # set it to record one; any thread may
         self._began = self._computed = 0.0  # time.monotonic() of the step at hand
         self._waited = 0.0  # seconds of it
@@ -137,6 +142,8 @@ class Worker:
         result = self._pass_on(step) if step.work is None else self._forward(step, step.work)
         self.stats.steps += 1
         self.stats.last_step = time.monotonic()
+        if self.observer is not None:
+            self.observer.stepped(step, self._began, self._waited, self.stats.last_step)
         if step.work is not None:
             self._mark("send", self._computed, step)
             self.stats.transfer_seconds += self.stats.last_step - self._computed
@@ -148,6 +155,10 @@ class Worker:
 
     def _change(self, step: Step) -> None:
         for admission in step.admitted:
+            if admission.origin:
+                log.debug("admitted", sequence=admission.sequence, request_id=admission.origin)
+            if self.observer is not None:
+                self.observer.admitted(admission)
             self.sequences.admit(admission.sequence, admission.source, admission.length)
             if self._sampler is not None:
                 self._sampler.add(
@@ -160,6 +171,8 @@ class Worker:
         if self._sampler is not None:
             for sequence in (*step.retained, *ended):
                 self._sampler.remove(sequence)
+        if self.observer is not None:
+            self.observer.ended((*step.retained, *ended))
         if step.released or step.retained:
             self.stats.cache_bytes = self.sequences.nbytes
 

@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
+import msgspec
+
 from pipeline.errors import PipelineError
 from pipeline.request import FinishReason, GenerationRequest, Generator, TokenEvent
 from server.observe.context import Caller, caller
@@ -117,6 +119,7 @@ class Observed:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         """See pipeline.request.Generator."""
         flight = self._book.open(request)
+        request = msgspec.structs.replace(request, origin=flight.caller.request_id)
         try:
             async with aclosing(self._inner.generate(request)) as events:
                 async for event in events:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,8 @@ from typing import Any
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.cluster.harness import ANSWER_DEADLINE, HOST, Cluster
+from server.rpc.client import CoordinatorClient
+from tests.cluster.harness import ANSWER_DEADLINE, HOST, Cluster, wait_until
 
 
 def pictures(cluster: Cluster) -> Iterator[dict[str, Any]]:
@@ -111,3 +113,37 @@ def test_metrics_of_the_cluster_and_of_each_node(three: Cluster) -> None:
         assert computed > 0
         sent = own["mlxc_hop_tensor_bytes_total"][0]
         assert (sent > 0) == (rank < 2)  # the last rank sends tokens only
+
+
+def set_config(cluster: Cluster, key: str, value: str) -> None:
+    async def call() -> None:
+        client = CoordinatorClient(HOST, cluster.ports.coordinator)
+        try:
+            change = await client.set_config({key: value})
+        finally:
+            await client.close()
+        assert not change.refused
+
+    asyncio.run(call())
+
+
+def test_the_level_of_logs_changes_on_all_ranks_and_lines_name_their_request(
+    three: Cluster,
+) -> None:
+    set_config(three, "observe.log_level", "debug")
+    try:
+        told: set[int] = set()
+
+        def all_have_told() -> bool:
+            headers = {"x-request-id": "for-the-log"}
+            body = three.body(list(range(100, 120)), 1)
+            assert three.http.post("/v1/completions", json=body, headers=headers).is_success
+            lines = three.http.get("/v1/cluster/logs?lines=1000").json()["data"]
+            mine = [line for line in lines if line.get("request_id") == "for-the-log"]
+            assert all(line["node"] and line["epoch"] for line in mine)
+            told.update(line["rank"] for line in mine if line["event"] == "admitted")
+            return told == {0, 1, 2}
+
+        wait_until(all_have_told, "a debug line of each rank")
+    finally:
+        set_config(three, "observe.log_level", "info")

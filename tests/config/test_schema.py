@@ -114,6 +114,7 @@ def test_dynamic_keys():
         "api_gateway.max_concurrent_requests",
         "coordinator.health_check_interval",
         "coordinator.failure_threshold",
+        "observe.log_level",
         "observe.alerts.cpu_percent",
         "observe.alerts.memory_percent",
         "observe.alerts.gpu_memory_percent",

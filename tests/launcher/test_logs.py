@@ -81,7 +81,9 @@ def test_a_stream_shows_merges_and_keeps(tmp_path: Path, monkeypatch: pytest.Mon
     assert out.getvalue() == "served on http://127.0.0.1:8000\n"
     shown = error.getvalue().splitlines()
     assert len(shown) == 61
-    assert [text for text in shown if "launcher" in text][0].endswith("a rank has died rank_lost=2")
+    assert next(text for text in shown if "launcher" in text).endswith(
+        "a rank has died rank_lost=2"
+    )
     files = sorted((tmp_path / "new").iterdir())
     assert len(files) > 1  # rotated
     kept = [json.loads(text) for file in files for text in file.read_text().splitlines()]
