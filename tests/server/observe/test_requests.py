@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -43,13 +44,15 @@ class CancellableEngine(FakeEngine):
 
     def __init__(self, script: Script) -> None:
         super().__init__(script)
-        self.asked: asyncio.Queue[str] = asyncio.Queue()
+        self._asked: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+    def cancel(self, request: str) -> None:
+        self._asked[request].set()
 
     async def _play(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         async for event in super()._play(request):
             yield event
-        while await self.asked.get() != request.id:
-            pass
+        await self._asked[request.id].wait()
         raise RequestCancelled("The request was cancelled.")
 
 
@@ -64,7 +67,7 @@ class Api:
         service.generator = Observed(self.engine, self.book)
         service.on_finish = self.book.finished
         self.principal = principal
-        app = create_app(service, [cancel_route(self.book, self.engine.asked.put_nowait)])
+        app = create_app(service, [cancel_route(self.book, self.engine.cancel)])
 
         async def with_principal(scope: Any, receive: Any, send: Any) -> None:
             if self.principal is not None:
