@@ -21,7 +21,6 @@ CLOCK_DOUBT, CLOCK_WRONG = (
 )  # seconds; ranks refuse signatures older than that, and younger ones
 SLOW_SECONDS, SLOW_MBITS = 0.005, 500.0  # a link that will hold up decoding, or prefill
 OPTIONAL_FILES = ("access.keys_file", "access.cluster_secret_file")
-EQUAL_FILES = (*OPTIONAL_FILES, "access.jwt.secret_file", "tls.cluster.ca")
 GIB = 2**30
 INSTALL = "run ./scripts/serve --print-config in the same checkout on all nodes"
 
@@ -76,6 +75,7 @@ def _node(asked: Asked, first: Asked | None, plan: PlanFacts, several: bool) -> 
     if several:
         yield from (_interface(check, interface) for interface in facts.interfaces)
     yield from _files(check, facts, *reference)
+    yield from _certificates(check, facts)
 
 
 Make = Callable[..., Check]
@@ -247,6 +247,19 @@ def _files(check: Make, facts: NodeFacts, first: str, other: NodeFacts) -> Itera
             yield made
 
 
+def _certificates(check: Make, facts: NodeFacts) -> Iterator[Check]:
+    found = facts.certificates
+    if found is None:
+        return
+    advice = "scripts/certs makes and renews them; then copy them to this node"
+    if found.error:
+        yield check("certificates", Status.FAIL, found.error, advice)
+    elif found.soon:
+        yield check("certificates", Status.WARN, f"one expires on {found.ends}", advice)
+    else:
+        yield check("certificates", Status.OK, f"until {found.ends}")
+
+
 def _file(check: Make, file: File, first: str, other: File) -> Check | None:
     """None for what need not be there and is on neither node."""
     place = f"{file.use}: {file.path}"
@@ -255,10 +268,10 @@ def _file(check: Make, file: File, first: str, other: File) -> Check | None:
     if file.error:
         advice = f"copy that of {first}" if other.found else "put it there, or correct the setting"
         return check(Status.FAIL, f"{place}: {file.error}", advice)
-    if file.use in EQUAL_FILES and file.digest != other.digest:
+    if file.digest != other.digest:
         return check(Status.FAIL, f"{place} is not that of {first}", f"copy that of {first}")
-    if file.open_to_others and any(word in file.use for word in ("key", "secret")):
-        return check(Status.WARN, f"{place} can be read by others", f"chmod 600 {file.path}")
+    if file.open_to_others and file.use != "tls.cluster.ca":  # which is no secret
+        return check(Status.FAIL, f"{place} can be read by others", f"chmod 600 {file.path}")
     return check(Status.OK, place)
 
 

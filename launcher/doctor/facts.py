@@ -24,8 +24,16 @@ class Interface(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mbits: int = 0  # nominal speed; 0 if unknown
 
 
+class Certificates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Those that a node serves with. `ends`: the day on which the first of them expires."""
+
+    error: str = ""  # why they can't be used
+    ends: str = ""
+    soon: bool = False
+
+
 class File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A key, secret or certificate that the configuration names."""
+    """One that every node must have alike, by the setting that names it."""
 
     use: str
     path: str
@@ -64,6 +72,7 @@ class NodeFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ports: tuple[Port, ...]
     interfaces: tuple[Interface, ...]
     files: tuple[File, ...]
+    certificates: Certificates | None  # None: without TLS
     memory: Memory | None
     disk: Disk | None
     open_files: int  # hard limit

@@ -37,17 +37,14 @@ def examine(request: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that `facts.NodeFacts` has."""
     began = time.time()
     sys.path.insert(0, os.getcwd())
-    settings, error = _settings(request)
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "code": _code_digest(Path.cwd()),
-        "settings": settings,
-        "settings_error": error,
+        **_configured(request),
         "ports": [_port(use, number) for use, number in request["ports"]],
         "interfaces": [interface(address) for address in request["addresses"]],
-        "files": [_file(use, path) for use, path in request["files"]],
         "memory": _memory(),
         "disk": _disk(request["model"]),
         "open_files": _open_files(),
@@ -75,23 +72,61 @@ def _code_digest(root: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _settings(request: Mapping[str, Any]) -> tuple[dict[str, str], str]:
-    """Digests of what must be configured alike, as this node reads it; or why it can't be read."""
+def _configured(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What follows from the configuration as this node reads it; or why it can't be read."""
+    nothing: dict[str, Any] = {"settings": {}, "files": [], "certificates": None}
     try:
         from config import ConfigError, load, settings_digests
     except ImportError as error:
-        return {}, f"the project can't be imported: {error}"
+        return {**nothing, "settings_error": f"the project can't be imported: {error}"}
     folder = request["config"]
     try:
-        settings = load(
+        config = load(
             Path(folder) if folder else None,
             {**os.environ, **request["environ"]},
             request["overrides"],
             request["short"],
-        )
+        ).config
     except ConfigError as error:
-        return {}, str(error)
-    return settings_digests(settings.config), ""
+        return {**nothing, "settings_error": str(error)}
+    return {
+        "settings": settings_digests(config),
+        "settings_error": "",
+        "files": [_file(use, path) for use, path in _shared_files(config)],
+        "certificates": _certificates(config.tls, request["node"]),
+    }
+
+
+def _shared_files(config: Any) -> Iterator[tuple[str, str | Path]]:
+    """Of which every node must have the same, by the settings that name them."""
+    yield "access.keys_file", config.access.keys_file
+    yield "access.cluster_secret_file", config.access.cluster_secret_file
+    if config.access.jwt.secret_file is not None:
+        yield "access.jwt.secret_file", config.access.jwt.secret_file
+    if config.tls.cluster.enabled:
+        yield "tls.cluster.ca", config.tls.cluster.ca_path
+
+
+def _certificates(tls: Any, node: str) -> dict[str, Any] | None:
+    """Whether this node's certificates can be used, as a rank would find; None where there is no TLS."""
+    gateway = tls.gateway_paths()
+    if gateway is None and not tls.cluster.enabled:
+        return None
+    from server.tls.check import SOON, day, read_certificate
+    from server.tls.contexts import node_tls
+    from server.tls.errors import TlsError
+    from server.tls.gateway import gateway_tls
+
+    try:
+        node_tls(tls, node)
+        gateway_tls(tls)
+        paths = [gateway[0]] if gateway else []
+        paths += [tls.cluster.paths_of(node)[0], tls.cluster.ca_path] if tls.cluster.enabled else []
+        ends = min(read_certificate(path, "tls").not_valid_after_utc for path in paths)
+    except TlsError as error:
+        return {"error": str(error), "ends": "", "soon": False}
+    soon = ends.timestamp() < time.time() + SOON.total_seconds()
+    return {"error": "", "ends": day(ends), "soon": soon}
 
 
 def _open_files() -> int:
@@ -246,10 +281,10 @@ def _size(file: Path) -> int:
         return 0
 
 
-def _file(use: str, path: str) -> dict[str, Any]:
-    fact: dict[str, Any] = {"use": use, "path": path}
+def _file(use: str, path: str | Path) -> dict[str, Any]:
+    fact: dict[str, Any] = {"use": use, "path": str(path)}
     try:
-        with open(Path(path).expanduser(), "rb") as file:
+        with Path(path).expanduser().open("rb") as file:
             mode, content = os.fstat(file.fileno()).st_mode, file.read()
     except FileNotFoundError as error:
         return {**fact, "found": False, "error": error.strerror}

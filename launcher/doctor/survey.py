@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,7 +27,6 @@ from launcher.doctor.question import (
 from launcher.hostfile import LOCAL
 from launcher.ssh import Answer, run_on
 
-NO_INPUT = ("access.audit.file", "access.jwt.jwks")  # written by ranks, and perhaps an address
 PLAN_SECONDS = 60.0  # a description of the model may have to come from the hub
 
 
@@ -86,7 +85,7 @@ def request(question: Question, rank: int) -> dict[str, Any]:
         "environ": {k: v for k, v in os.environ.items() if k.startswith("MLXC_")},
         "ports": [list(port) for port in ports(question, rank)],
         "addresses": list(place.addresses),
-        "files": [list(file) for file in named_files(question.config)],
+        "node": place.node.name,
         "model": _model(question.config),
     }
 
@@ -103,20 +102,6 @@ def ports(question: Question, rank: int) -> Iterator[tuple[str, int]]:
         yield "coordinator.port", config.coordinator.port
     if rank == 0:
         yield "api_gateway.port", config.api_gateway.port
-
-
-def named_files(config: Config) -> list[tuple[str, str]]:
-    """Keys, secrets and certificates that the configuration names, by the settings that do."""
-    sections = config.model_dump(mode="json", include={"access", "tls"})
-    return [pair for name, section in sections.items() for pair in _paths(name, section)]
-
-
-def _paths(key: str, value: object) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            yield from _paths(f"{key}.{name}", inner)
-    elif isinstance(value, str) and "/" in value and key not in NO_INPUT:
-        yield key, value
 
 
 def _model(config: Config) -> dict[str, str]:

@@ -34,6 +34,7 @@ FACTS = NodeFacts(
     ports=(Port("nodes.n.ports", 8101),),
     interfaces=(Interface("10.0.0.1", "en0", "ethernet", True, 10000),),
     files=(),
+    certificates=None,
     memory=Memory(16 * GIB, 12 * GIB),
     disk=Disk("/models", 100 * GIB, 0, False),
     open_files=-1,

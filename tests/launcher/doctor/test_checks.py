@@ -8,7 +8,17 @@ import pytest
 from msgspec.structs import replace
 
 from launcher.doctor.checks import Check, Status, judge
-from launcher.doctor.facts import Disk, File, Interface, Link, Memory, PlanFacts, Port, Survey
+from launcher.doctor.facts import (
+    Certificates,
+    Disk,
+    File,
+    Interface,
+    Link,
+    Memory,
+    PlanFacts,
+    Port,
+    Survey,
+)
 from tests.launcher.doctor.facts import ETHERNET, FACTS, GIB, GOOD_LINK, survey
 
 WARN, FAIL = Status.WARN, Status.FAIL
@@ -27,6 +37,7 @@ def packages(**changes: str) -> dict[str, str]:
     return {**FACTS.packages, **{name.replace("_", "-"): v for name, v in changes.items()}}
 
 
+SECRET = File("access.cluster_secret_file", "/s", digest="1")
 DEVIATIONS: list[tuple[dict[str, Any], str, Status, str]] = [
     ({"python": "3.11.9"}, "python", WARN, "3.11.9, and mini1 has 3.12.4"),
     ({"packages": packages(mlx="1.9")}, "packages", FAIL, "mlx 1.9, and mini1 has 2"),
@@ -60,13 +71,10 @@ DEVIATIONS: list[tuple[dict[str, Any], str, Status, str]] = [
         "from this node alone",
     ),
     ({"interfaces": (replace(ETHERNET, up=False),)}, "address", FAIL, "en0 with 10.0.0.1 is down"),
-    ({"files": (File("tls.cert", "/c", False, "No such"),)}, "file", FAIL, "tls.cert: /c: No such"),
-    (
-        {"files": (File("tls.key", "/k", open_to_others=True),)},
-        "file",
-        WARN,
-        "can be read by others",
-    ),
+    ({"files": (File("tls.cluster.ca", "/c", False, "No such"),)}, "file", FAIL, "ca: /c: No such"),
+    ({"files": (replace(SECRET, open_to_others=True),)}, "file", FAIL, "can be read by others"),
+    ({"certificates": Certificates("a.pem: expired")}, "certificates", FAIL, "a.pem: expired"),
+    ({"certificates": Certificates("", "2026-02-03", True)}, "certificates", WARN, "2026-02-03"),
 ]
 
 
@@ -84,7 +92,8 @@ def test_a_deviation_is_told_with_what_to_mend(
     "changes",
     [
         {"disk": Disk("/m", 1 * GIB, 4 * GIB, True)},  # the model is there
-        {"files": (File("tls.cert", "/c", open_to_others=True),)},  # is no secret
+        {"files": (File("tls.cluster.ca", "/c", open_to_others=True),)},  # is no secret
+        {"certificates": Certificates("", "2036-02-03")},
         {"files": (File("access.keys_file", "/k", False, "No such"),)},  # nobody has keys
         {"memory": Memory(64 * GIB, 20 * GIB, 0)},
         {"python": "3.12.9"},
@@ -96,10 +105,9 @@ def test_what_does_no_harm_is_well(changes: dict[str, Any]) -> None:
 
 
 def test_what_all_nodes_must_share_is_compared() -> None:
-    secret = File("access.cluster_secret_file", "/s", digest="1")
-    for other in (replace(secret, digest="2"), replace(secret, found=False, error="No such")):
+    for other in (replace(SECRET, digest="2"), replace(SECRET, found=False, error="No such")):
         found = survey(files=(other,))
-        first = replace(found.nodes[0], facts=replace(FACTS, files=(secret,)))
+        first = replace(found.nodes[0], facts=replace(FACTS, files=(SECRET,)))
         [check] = wrong(replace(found, nodes=(first, *found.nodes[1:])))
         assert (check.name, check.status, check.advice) == ("file", FAIL, "copy that of mini1")
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import msgspec
 import pytest
@@ -19,6 +21,8 @@ from launcher.doctor.facts import Asked, LinkFacts, NodeFacts
 from launcher.doctor.question import Place, Question
 from launcher.doctor.survey import ask, pairs, ports, resources
 from launcher.hostfile import LOCAL
+from server.tls.folder import Folder
+from server.tls.identity import Identity, Kind
 from tests.launcher.doctor.facts import FACTS, GIB, survey
 
 
@@ -82,11 +86,24 @@ def test_loopback_is_known_as_such() -> None:
 
 def test_files_are_looked_at_as_the_server_would(tmp_path: Path) -> None:
     key = tmp_path / "key"
-    assert probe._file("tls.key", str(key))["error"] == "No such file or directory"
+    assert probe._file("tls.key", key)["error"] == "No such file or directory"
     key.touch(mode=0o600)
-    assert probe._file("tls.key", str(key))["open_to_others"] is False
+    assert probe._file("tls.key", key)["open_to_others"] is False
     key.chmod(0o640)
-    assert probe._file("tls.key", str(key))["open_to_others"] is True
+    assert probe._file("tls.key", key)["open_to_others"] is True
+
+
+def test_certificates_are_checked_as_a_rank_checks_them(tmp_path: Path) -> None:
+    tls = load(None, {}, ("tls.cluster.enabled=true", f"tls.cluster.folder={tmp_path}")).config.tls
+    [found] = [probe._certificates(tls, "mini1")]
+    assert found
+    assert f"{tmp_path}/mini1.pem: can't be read" in found["error"]
+    assert probe._certificates(load(None, {}).config.tls, "mini1") is None
+    folder = Folder(tmp_path, datetime.now(timezone.utc))
+    folder.init("cluster")
+    folder.add(Identity(Kind.NODE, "mini1"), days=400)
+    assert probe._certificates(tls, "mini1") == {"error": "", "ends": ANY, "soon": False}
+    assert "mini2.pem" in (probe._certificates(tls, "mini2") or {})["error"]
 
 
 def test_of_a_model_counts_what_is_there(tmp_path: Path) -> None:
