@@ -1,30 +1,26 @@
 """The frame link: one persistent TCP connection from each rank to the next, closed into a ring.
 
-A rank without work blocks in a socket read here and uses no CPU.
+A rank without work blocks in a socket read here and uses no CPU.  Where the cluster has certificates, the
+connection is TLS and each side knows the other by its certificate.
 """
 
 from __future__ import annotations
 
 import contextlib
-import select
 import socket
+import ssl
 import sys
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
-
 from pipeline import frames
-from pipeline.errors import FrameError, LinkClosed, LinkTimeout
-from pipeline.frames import Frame, Hello, Welcome
+from pipeline.errors import LinkClosed, LinkTimeout
+from pipeline.frames import Frame
+from pipeline.security import LinkSecurity
 
-log = structlog.get_logger()
-
-RECEIVE_BYTES = 1 << 16
-RETRY_SECONDS = 0.1
-MAX_CALLERS = 32
-"""Connections that have not yet said who they are; beyond it the oldest is dropped."""
+RECEIVE_BYTES = (
+    1 << 16
+)  # more than a record of TLS, so that none is left in its buffer, unseen by select
 
 
 @dataclass(frozen=True)
@@ -81,9 +77,8 @@ class Connection:
         """
         data = frames.encode(frame)
         try:
-            self._socket.settimeout(timeout)
-            self._socket.sendall(data)
-        except OSError as error:
+            self._send_all(data, time.monotonic() + timeout)
+        except (OSError, ValueError) as error:
             if _waited_in_vain(error):
                 raise LinkTimeout(f"{self.peer} took no frame within {timeout:g} s") from error
             raise LinkClosed(f"the connection to {self.peer} is lost: {error}") from error
@@ -109,11 +104,45 @@ class Connection:
                 return None
         return frame
 
+    def shake_hands(self) -> bool:
+        """Go on with the handshake of TLS, without waiting; whether it is over.
+
+        Raises LinkClosed, with the reason, if it fails.
+        """
+        if not isinstance(self._socket, ssl.SSLSocket):
+            return True
+        try:
+            self._socket.settimeout(0.0)
+            self._socket.do_handshake()
+        except ssl.SSLCertVerificationError as error:
+            reason = f"its certificate is refused: {error.verify_message}"
+            raise LinkClosed(f"{self.peer}: {reason}") from error
+        except (OSError, ValueError) as error:
+            if _waited_in_vain(error):
+                return False
+            raise LinkClosed(f"the TLS handshake with {self.peer} failed: {error}") from error
+        return True
+
+    def problem(self, security: LinkSecurity | None, name: str) -> str:
+        """Why the peer is not the node `name`, as its certificate says; nothing without TLS."""
+        if security is None:
+            return ""
+        assert isinstance(self._socket, ssl.SSLSocket), "made by it"
+        return security.problem(self._socket, name)
+
     def close(self) -> None:
         """End the connection; a thread blocked in `receive` gets LinkClosed."""
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+            # Not SSLSocket's, which would let a thread that is just reading go on without TLS.
+            socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         self._socket.close()
+
+    def _send_all(self, data: bytes, deadline: float) -> None:
+        """Not socket.sendall: on TLS each record has the whole time anew."""
+        left = memoryview(data)
+        while left:
+            self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
+            left = left[self._socket.send(left) :]
 
     def _take(self) -> Frame | None:
         header = frames.HEADER_BYTES
@@ -132,7 +161,7 @@ class Connection:
         try:
             self._socket.settimeout(wait)
             data = self._socket.recv(RECEIVE_BYTES)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # SSLSocket's word for "closed" is a ValueError
             if _waited_in_vain(error):
                 return False
             raise LinkClosed(f"the connection to {self.peer} is lost: {error}") from error
@@ -143,11 +172,11 @@ class Connection:
         return True
 
 
-def _waited_in_vain(error: OSError) -> bool:
+def _waited_in_vain(error: Exception) -> bool:
     """Our own wait has ended.  With an errno, a TimeoutError is TCP's verdict that the peer is gone."""
-    return isinstance(error, BlockingIOError) or (
-        isinstance(error, TimeoutError) and error.errno is None
-    )
+    if isinstance(error, TimeoutError):
+        return error.errno is None
+    return isinstance(error, (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError))
 
 
 @dataclass(frozen=True)
@@ -174,146 +203,3 @@ class Links:
         """Close both connections."""
         self.inbound.close()
         self.outbound.close()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket for the previous rank.
-
-    Raises OSError, with address and reason, if the port can't be taken.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(MAX_CALLERS)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, f"frame port {port} on {host}: {error.strerror}") from error
-    return listener
-
-
-def join(
-    listener: socket.socket,
-    rank: int,
-    peers: Sequence[Peer],
-    epoch: int,
-    timeout: float,
-    stopped: Callable[[], bool] = lambda: False,
-    keepalive: KeepAlive | None = None,
-) -> Links:
-    """Connect this rank to its neighbours; returns when both sides have agreed.  Closes `listener`.
-
-    Hello goes out before the own listener is served, so that a ring of any size joins without a leader.
-    Raises LinkTimeout naming the neighbour that did not come within `timeout` seconds, LinkClosed if `stopped`
-    or turned away by the next rank, FrameError if something else than a rank answers there.
-    """
-    keepalive = keepalive or KeepAlive()
-    deadline = time.monotonic() + timeout
-    size = len(peers)
-    after, before = peers[(rank + 1) % size], peers[(rank - 1) % size]
-    expected = Hello(frames.PROTOCOL, epoch, before.rank, size)
-    with contextlib.ExitStack() as undo, listener:
-        outbound = _connect(after, deadline, stopped, keepalive)
-        undo.callback(outbound.close)
-        outbound.send(Hello(frames.PROTOCOL, epoch, rank, size), timeout)
-        inbound = _accept(listener, before, expected, deadline, stopped, keepalive)
-        undo.callback(inbound.close)
-        inbound.send(Welcome(rank), timeout)
-        answer = outbound.receive(max(deadline - time.monotonic(), 1e-3))
-        if answer != Welcome(after.rank):
-            raise FrameError(f"{after} answered {answer!r} to Hello")
-        undo.pop_all()
-    return Links(inbound, outbound)
-
-
-def _connect(
-    peer: Peer, deadline: float, stopped: Callable[[], bool], keepalive: KeepAlive
-) -> Connection:
-    while True:
-        left = deadline - time.monotonic()
-        try:
-            sock = socket.create_connection(
-                (peer.host, peer.port), timeout=min(max(left, 1e-3), 5.0)
-            )
-            return Connection(sock, str(peer), keepalive)
-        except OSError as error:
-            if left <= RETRY_SECONDS:
-                raise LinkTimeout(f"{peer} can't be reached: {error}") from error
-        if stopped():
-            raise LinkClosed(f"stopped while connecting to {peer}")
-        time.sleep(RETRY_SECONDS)
-
-
-def _accept(
-    listener: socket.socket,
-    peer: Peer,
-    expected: Hello,
-    deadline: float,
-    stopped: Callable[[], bool],
-    keepalive: KeepAlive,
-) -> Connection:
-    """Wait for `peer`.
-
-    Whoever says anything else than the expected Hello is turned away; whoever says nothing holds nobody up.
-    """
-    listener.settimeout(0.0)
-    callers: list[Connection] = []
-    try:
-        while (left := deadline - time.monotonic()) > 0:
-            if stopped():
-                raise LinkClosed(f"stopped while waiting for {peer}")
-            sources: list[socket.socket | Connection] = [listener, *callers]
-            ready = select.select(sources, [], [], min(left, 0.5))[0]
-            if (found := _find(expected, callers, ready)) is not None:
-                found.peer = str(peer)
-                return found
-            if listener in ready:
-                callers += _answer(listener, keepalive)
-                if len(callers) > MAX_CALLERS:
-                    callers.pop(0).close()
-    finally:
-        for caller in callers:
-            caller.close()
-    raise LinkTimeout(f"{peer} has not connected")
-
-
-def _answer(listener: socket.socket, keepalive: KeepAlive) -> list[Connection]:
-    """The next caller; none if it has hung up already."""
-    try:
-        sock, address = listener.accept()
-    except (BlockingIOError, ConnectionError):
-        return []
-    try:
-        return [Connection(sock, f"the caller at {address[0]}", keepalive)]
-    except OSError:
-        return []
-
-
-def _find(
-    expected: Hello, callers: list[Connection], ready: Sequence[socket.socket | Connection]
-) -> Connection | None:
-    """Take out of `callers` the one that said the expected Hello; whoever said anything else is closed."""
-    for caller in [caller for caller in callers if caller in ready]:
-        right = _is_expected(caller, expected)
-        if right is None:
-            continue
-        callers.remove(caller)
-        if right:
-            return caller
-        caller.close()
-    return None
-
-
-def _is_expected(caller: Connection, expected: Hello) -> bool | None:
-    """Whether it said the expected Hello; None while it has not said anything whole."""
-    try:
-        hello = caller.poll()
-    except (FrameError, LinkClosed) as error:
-        log.warning("frame link refused", caller=caller.peer, reason=str(error))
-        return False
-    if hello is not None and hello != expected:
-        log.warning(
-            "frame link refused", caller=caller.peer, got=repr(hello), expected=repr(expected)
-        )
-    return None if hello is None else hello == expected

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
@@ -31,15 +32,17 @@ from pipeline.errors import (
     TransportError,
 )
 from pipeline.frames import Loaded
-from pipeline.link import KeepAlive, Links, join, listen
+from pipeline.joining import join, listen
+from pipeline.link import KeepAlive, Links
 from pipeline.meeting import Meeting, agree, meet, place_layers
 from pipeline.plan import LayerRange, Plan
 from pipeline.plan.resources import prefill_chunk, this_node
-from pipeline.ring import Ring
+from pipeline.ring import Ring, check_early_receive
 from pipeline.sampler import Sampler
 from pipeline.sampling.grammar import Grammars, read_vocabulary
 from pipeline.scheduler import Limits, Scheduler
-from pipeline.served_model import open_checkpoint
+from pipeline.security import LinkSecurity
+from pipeline.served_model import max_model_len, open_checkpoint
 from pipeline.split import cut_limit
 from pipeline.timeline import Timeline
 from pipeline.worker import Worker
@@ -107,8 +110,11 @@ class Rank:
     Until `joined`, MLX holds the interpreter's lock while it looks for the other ranks: no other thread runs.
     """
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    def __init__(
+        self, config: Config, security: Callable[[str], LinkSecurity | None] = lambda _: None
+    ) -> None:
+        """`security`: of the links, by the name of the own node; None: plain.  May raise StartFailed."""
+        self.config, self._security = config, security
         self.phase = Phase.JOINING
         self.joined: Future[None] = Future()
         self.placed: Future[Placement] = Future()
@@ -237,6 +243,7 @@ class Rank:
                     network.connect_timeout,
                     self._stopping.is_set,
                     KeepAlive(network.keepalive_interval, network.keepalive_probes),
+                    self._security(meeting.node.name),
                 )
         return placement
 
@@ -254,9 +261,10 @@ class Rank:
         problem = ""
         checkpoint: Checkpoint | None = None
         try:
-            _check_early_receive(config.network.early_receive)
+            check_early_receive(config.network.early_receive)
+            self._security(node.name)
             checkpoint = open_checkpoint(config, self._on_progress)
-        except (ModelError, ConfigError) as error:
+        except (ModelError, ConfigError, StartFailed) as error:
             problem = str(error)
         fingerprint = checkpoint.fingerprint if checkpoint else ""
         card = make_card(config, node, memory, fingerprint, error=problem)
@@ -384,16 +392,3 @@ class Rank:
             raise EngineStopped(f"stopped while {what}")
         self.activity = what
         self.load_progress = done / total if total else 1.0
-
-
-def _check_early_receive(configured: bool) -> None:
-    """Raises ConfigError where it is known not to work."""
-    if configured and mx.cuda.is_available():
-        reason = "on CUDA, ranks with early receives were seen to fail"
-        raise ConfigError(f"network.early_receive = true: {reason}.")
-
-
-def max_model_len(config: Config, checkpoint: Checkpoint) -> int | None:
-    """Longest sequence in tokens: the smaller of what is configured and what the model allows."""
-    known = [n for n in (config.model.max_model_len, checkpoint.max_model_len) if n is not None]
-    return min(known, default=None)

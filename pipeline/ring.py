@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from config import ConfigError
 from pipeline.errors import LinkClosed, PipelineError
 from pipeline.split import TensorSpec
 
@@ -110,6 +111,13 @@ def evaluate(*trees: Any) -> None:
         if _is_lost_peer(error):
             raise LinkClosed(str(error)) from error
         raise
+
+
+def check_early_receive(configured: bool) -> None:
+    """Raises ConfigError where it is known not to work."""
+    if configured and mx.cuda.is_available():
+        reason = "on CUDA, ranks with early receives were seen to fail"
+        raise ConfigError(f"network.early_receive = true: {reason}.")
 
 
 def _is_lost_peer(error: RuntimeError) -> bool:

@@ -17,3 +17,9 @@ def open_checkpoint(config: Config, progress: Progress) -> Checkpoint:
     if source == DEMO:
         source = str(ensure_demo_model(progress=lambda line: progress(line, 0, 1)))
     return Checkpoint.open(source, model.revision, model.trust_remote_code, progress)
+
+
+def max_model_len(config: Config, checkpoint: Checkpoint) -> int | None:
+    """Longest sequence in tokens: the smaller of what is configured and what the model allows."""
+    known = [n for n in (config.model.max_model_len, checkpoint.max_model_len) if n is not None]
+    return min(known, default=None)

@@ -8,21 +8,28 @@ from pipeline.rank import Placement
 from server.access.errors import AccessError
 from server.access.middleware import Guard
 from server.access.startup import open_access
-from server.node.forward import ForwardLimits, forward_app
+from server.node.forward import ForwardLimits, UpstreamTls, forward_app
 from server.node.health import NodeView, health_app
 from server.node.serve import HttpServers, Listener, StartupFailed, start_servers
 from server.rpc.client import CoordinatorClient
+from server.tls.contexts import ClusterTls
+from server.tls.identity import node
 
 
 class Follower:
     """See server.process.Role."""
 
-    def __init__(self, settings: Settings, placement: Placement, view: NodeView) -> None:
+    def __init__(
+        self, settings: Settings, placement: Placement, view: NodeView, tls: ClusterTls | None
+    ) -> None:
         meeting = placement.meeting
+        self._tls = None if tls is None else tls.server
         self._settings, self._view, self._hosts = settings, view, meeting.hosts
         self._host, self._ports = meeting.host, meeting.node.ports
         limits = ForwardLimits(max_body_bytes=settings.config.api_gateway.max_body_bytes)
-        self._forward = forward_app(meeting.hosts[0], meeting.nodes[0].ports.inference, limits)
+        leader = meeting.nodes[0]
+        upstream = None if tls is None else UpstreamTls(tls.client, node(leader.name).dns_name)
+        self._forward = forward_app(meeting.hosts[0], leader.ports.inference, limits, upstream)
         self._servers: HttpServers | None = None
 
     async def start(self) -> None:
@@ -34,8 +41,8 @@ class Follower:
         health = health_app(self._view, Guard(access.policy))
         self._servers = await start_servers(
             [
-                Listener("inference", self._forward, self._host, self._ports.inference),
-                Listener("health", health, self._host, self._ports.health),
+                Listener("inference", self._forward, self._host, self._ports.inference, self._tls),
+                Listener("health", health, self._host, self._ports.health, self._tls),
             ]
         )
 

@@ -7,6 +7,7 @@ import contextlib
 import sys
 import time
 from importlib.metadata import version
+from typing import NoReturn
 
 import structlog
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -38,6 +39,11 @@ from server.rpc.errors import CoordinatorLost
 from server.rpc.records import LEADER, ClusterSnapshot, HealthPolicy, RankState
 from server.rpc.registry import ClusterRegistry
 from server.rpc.runtime_settings import RuntimeSettings
+from server.tls.contexts import ClusterTls
+from server.tls.errors import TlsError
+from server.tls.gateway import GatewayTls, gateway_tls
+from server.tls.notice import in_the_clear
+from server.tls.rpc import server_credentials
 
 log = structlog.get_logger()
 
@@ -52,8 +58,13 @@ UNKNOWN_LENGTH = 1 << 20  # tokens, where neither the model nor the configuratio
 class Leader:
     """See server.process.Role."""
 
-    def __init__(self, settings: Settings, placement: Placement, view: NodeView) -> None:
+    def __init__(
+        self, settings: Settings, placement: Placement, view: NodeView, tls: ClusterTls | None
+    ) -> None:
         config = settings.config
+        self._tls = tls
+        self._gateway_tls: GatewayTls | None = None
+        self._watching: asyncio.Task[NoReturn] | None = None
         self._settings, self._placement = settings, placement
         self._meeting = placement.meeting
         self._engine: Engine | None = None
@@ -111,18 +122,32 @@ class Leader:
         Raises StartupFailed if strangers could come in and nobody has said that they may.
         """
         access = self._protect()
+        own = None if self._tls is None else self._tls.server
+        try:
+            self._gateway_tls = gateway_tls(self._settings.config.tls)
+            self._coordinator.credentials = (
+                None if self._tls is None else server_credentials(self._tls)
+            )
+        except TlsError as error:
+            raise StartupFailed(str(error)) from error
         log.info(access.notice)
+        config = self._settings.config
+        if clear := in_the_clear(config.tls, config.api_gateway.host, self._meeting.hosts):
+            log.warning(clear)
         self._tokenizer, self._defaults = await asyncio.to_thread(self._text_side)
         gateway, node = self._settings.config.api_gateway, self._meeting.node
         app = create_app(self._service, self.routes, access.guard)
         health = health_app(self._view, access.status)
+        shown = None if self._gateway_tls is None else self._gateway_tls.context
         self._servers = await start_servers(
             [
-                Listener("gateway", app, gateway.host, gateway.port),
-                Listener("inference", app, self._meeting.host, node.ports.inference),
-                Listener("health", health, self._meeting.host, node.ports.health),
+                Listener("gateway", app, gateway.host, gateway.port, shown),
+                Listener("inference", app, self._meeting.host, node.ports.inference, own),
+                Listener("health", health, self._meeting.host, node.ports.health, own),
             ]
         )
+        if self._gateway_tls is not None:
+            self._watching = asyncio.create_task(self._gateway_tls.watch())
         coordinator = self._settings.config.coordinator
         host = coordinator.host or self._meeting.host
         self._coordinator.interceptors = [access.coordinator]
@@ -144,6 +169,8 @@ class Leader:
     async def stop(self, grace: int) -> None:
         """Refuse new requests, close the ports, end the coordinator."""
         self._stopping = True
+        if self._watching is not None:
+            self._watching.cancel()
         self.observatory.close()
         if self._servers is not None:
             await close_all({"ports": self._servers.stop(grace)}, grace + CLEANUP_SECONDS)
@@ -271,7 +298,9 @@ def _health_policy(settings: Settings) -> HealthPolicy:
 def banner(settings: Settings, snapshot: ClusterSnapshot) -> str:
     """What a person who started the cluster wants to see: where it is, which layers are where, what to try."""
     config = settings.config
-    address = f"http://{config.api_gateway.host}:{config.api_gateway.port}"
+    scheme = "http" if config.tls.gateway.mode == "off" else "https"
+    trust = f"--cacert {config.tls.cluster.ca_path} " if config.tls.gateway.mode == "own" else ""
+    address = f"{scheme}://{config.api_gateway.host}:{config.api_gateway.port}"
     ranks = "1 rank" if snapshot.size == 1 else f"{snapshot.size} ranks"
     lines = [f"\n{config.model.name} is served on {address} by {ranks}"]
     for rank in snapshot.ranks:
@@ -287,6 +316,6 @@ def banner(settings: Settings, snapshot: ClusterSnapshot) -> str:
     )
     lines += [
         "Try:",
-        f"  curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n",
+        f"  curl {trust}{address}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'\n",
     ]
     return "\n".join(lines)

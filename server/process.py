@@ -39,6 +39,8 @@ from server.rpc.client import CoordinatorClient
 from server.rpc.errors import BindError
 from server.rpc.records import Registration
 from server.rpc.runtime_settings import RuntimeSettings
+from server.tls.own import OwnTls
+from server.tls.rpc import ClientTls
 
 log = structlog.get_logger()
 
@@ -79,7 +81,8 @@ class RankProcess:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.rank = Rank(settings.config)
+        self._tls = OwnTls(settings.config.tls)
+        self.rank = Rank(settings.config, self._tls)
         self.reporter = Reporter(self.rank)
         self.started = time.monotonic()
         self._stop = asyncio.Event()
@@ -123,6 +126,7 @@ class RankProcess:
         await self._open_ports(self._role)
         target = self.settings.config.coordinator.reached_at(meeting.hosts[0])
         network = self.settings.config.network
+        tls = self._tls(meeting.node.name)
         self._client = CoordinatorClient(
             target,
             self.settings.config.coordinator.port,
@@ -130,6 +134,7 @@ class RankProcess:
             network.retry_initial,
             network.retry_max,
             self._credential(),
+            None if tls is None else ClientTls(tls, meeting.nodes[0].name),
         )
         registration = registration_of(placement, self.settings.config.model.name)
         policy = await self._unless_stopped(self._client.register(registration, LOADED_DEADLINE))
@@ -186,9 +191,10 @@ class RankProcess:
             report=self.reporter,
             uptime_s=self.uptime,
         )
+        tls = self._tls(view.node)
         if placement.meeting.rank == 0:
-            return Leader(self.settings, placement, view)
-        return Follower(self.settings, placement, view)
+            return Leader(self.settings, placement, view, tls)
+        return Follower(self.settings, placement, view, tls)
 
     def _timelines(self, registration: Registration) -> TimelineRecorder:
         assert self._client is not None

@@ -15,7 +15,8 @@ import msgspec
 
 from pipeline.errors import FrameError
 from pipeline.frames import Decode, Frame, Goodbye, Ready, Step
-from pipeline.link import Connection, Links, Peer, join, listen
+from pipeline.joining import join, listen
+from pipeline.link import Connection, Links, Peer
 from pipeline.ring import Ring, evaluate, ring_addresses
 from pipeline.split import TensorSpec
 

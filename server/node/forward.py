@@ -7,6 +7,7 @@ request upstream also while nothing is being sent: in the queue, or in a long pr
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -44,9 +45,20 @@ class ForwardLimits:
     body_patience_s: float = 30.0  # see BodyReader
 
 
-def forward_app(host: str, port: int, limits: ForwardLimits) -> Starlette:
-    """An application that forwards everything to http://host:port, rank 0's inference address."""
-    forwarder = Forwarder(httpx.URL(scheme="http", host=host, port=port), limits)
+@dataclass(frozen=True)
+class UpstreamTls:
+    """How rank 0 is called where it wants a certificate: `name` is the one that its own must have."""
+
+    context: ssl.SSLContext
+    name: str
+
+
+def forward_app(
+    host: str, port: int, limits: ForwardLimits, tls: UpstreamTls | None = None
+) -> Starlette:
+    """An application that forwards everything to rank 0's inference address."""
+    scheme = "http" if tls is None else "https"
+    forwarder = Forwarder(httpx.URL(scheme=scheme, host=host, port=port), limits, tls)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -59,12 +71,15 @@ def forward_app(host: str, port: int, limits: ForwardLimits) -> Starlette:
 class Forwarder:
     """An ASGI application; below it must be RequestIdMiddleware, and `close` ends its use."""
 
-    def __init__(self, upstream: httpx.URL, limits: ForwardLimits) -> None:
+    def __init__(
+        self, upstream: httpx.URL, limits: ForwardLimits, tls: UpstreamTls | None = None
+    ) -> None:
         self._upstream = upstream
+        self._extensions = {} if tls is None else {"sni_hostname": tls.name}
         self._max_requests = limits.max_requests
         self._under_way = 0
         self._bodies = BodyReader(limits.max_body_bytes, limits.body_patience_s)
-        self._client = _client(limits)
+        self._client = _client(limits, tls)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -140,11 +155,13 @@ class Forwarder:
             self._upstream.copy_with(raw_path=target),
             headers=headers,
             content=body,
+            extensions=self._extensions,
         )
 
 
-def _client(limits: ForwardLimits) -> httpx.AsyncClient:
+def _client(limits: ForwardLimits, tls: UpstreamTls | None) -> httpx.AsyncClient:
     transport = httpx.AsyncHTTPTransport(
+        verify=False if tls is None else tls.context,  # False: nothing to verify, it is plain HTTP
         limits=httpx.Limits(max_connections=limits.max_requests),
         socket_options=_keepalive_options(),
     )

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -23,18 +26,30 @@ CLEANUP_S = 5.0
 BACKLOG = 256
 
 
+HANDSHAKE_S = 10.0  # seconds for the handshake of TLS, before which a connection holds no place
+
+# asyncio's own time for a peer to answer the end of TLS, 30 s, is longer than a process may take to stop.
+_TLS_TIMES: dict[str, Any] = {"ssl_handshake_timeout": HANDSHAKE_S}
+if sys.version_info >= (3, 11):
+    _TLS_TIMES["ssl_shutdown_timeout"] = 1.0
+
+
 class StartupFailed(Exception):
     """An application could not start."""
 
 
 @dataclass(frozen=True)
 class Listener:
-    """An application and where it answers; port 0 takes a free one."""
+    """An application and where it answers; port 0 takes a free one.
+
+    tls: of the port; a certificate that is loaded into it later counts for later connections.
+    """
 
     name: str
     app: ASGIApp
     host: str
     port: int
+    tls: ssl.SSLContext | None = None
 
 
 class HttpServers:
@@ -112,6 +127,8 @@ def _group(
     for listener in listeners:
         server = groups.setdefault(id(listener.app), _Server(listener, limits))
         server.sockets.append(sockets[listener.name])
+        if listener.tls is not None:
+            server.contexts[sockets[listener.name]] = listener.tls
         server.names.append(listener.name)
     return list(groups.values())
 
@@ -141,8 +158,10 @@ class _Server(uvicorn.Server):
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
         config.limits = limits
+        self.limited = config
         super().__init__(config)
         self.sockets: list[socket.socket] = []
+        self.contexts: dict[socket.socket, ssl.SSLContext] = {}  # of those with TLS
         self.names: list[str] = []
         self.has_started = asyncio.Event()
 
@@ -154,12 +173,27 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        every = sockets or []
         try:
-            await super().startup(sockets=sockets)
+            await super().startup(sockets=[sock for sock in every if sock not in self.contexts])
         except SystemExit as failure:
             # uvicorn's way to report a failed lifespan; it must not end the loop of all servers.
             raise StartupFailed(f"{' and '.join(self.names)} could not start") from failure
+        for sock, context in self.contexts.items():
+            await self._serve_tls(sock, context)
         self.has_started.set()
+
+    async def _serve_tls(self, sock: socket.socket, context: ssl.SSLContext) -> None:
+        """As uvicorn does for all sockets alike, which here differ."""
+
+        def connection() -> Connection:
+            return Connection(self.limited, self.server_state, self.lifespan.state)
+
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            connection, sock=sock, ssl=context, backlog=BACKLOG, **_TLS_TIMES
+        )
+        self.servers.append(server)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -37,6 +37,7 @@ from server.rpc.records import (
     TimelineOrder,
     TimelineReport,
 )
+from server.tls.rpc import ClientTls
 
 _ERRORS: dict[Any, type[CoordinatorError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidMessage,
@@ -75,14 +76,13 @@ class CoordinatorClient:
         retry_initial_s: float = 0.2,
         retry_max_s: float = 5.0,
         credential: Credential | None = None,
+        tls: ClientTls | None = None,
     ) -> None:
-        """`credential`: what is sent along with each call, if anything."""
+        """`credential`: what is sent along with each call, if anything; `tls`: None for plain connections."""
         self.target = join(host, port)
         self._backoff = retry_initial_s, retry_max_s
         self._timeout_s = call_timeout_s
-        self._channel = grpc.aio.insecure_channel(
-            self.target, options=CLIENT_OPTIONS, interceptors=client_interceptors(credential)
-        )
+        self._channel = _channel(self.target, client_interceptors(credential), tls)
         self._stub: Any = cluster_pb2_grpc.CoordinatorStub(self._channel)
         self._wake = asyncio.Event()
         self.clock = ClockOffset()  # of the coordinator
@@ -233,6 +233,15 @@ class Backoff:
         """Seconds to wait before the next attempt: between half and all of the step."""
         step, self._wait_s = self._wait_s, min(self._wait_s * 2, self._longest_s)
         return step * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
+
+
+def _channel(target: str, interceptors: list[Any], tls: ClientTls | None) -> Any:
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=CLIENT_OPTIONS, interceptors=interceptors)
+    options = (*CLIENT_OPTIONS, *tls.options())
+    return grpc.aio.secure_channel(
+        target, tls.credentials(), options=options, interceptors=interceptors
+    )
 
 
 def _beat(registration: Registration, report: RankReport, config_revision: int) -> Heartbeat:

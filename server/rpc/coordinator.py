@@ -41,6 +41,9 @@ class Coordinator:
         log_lines: int = 2000,
     ) -> None:
         self.interceptors: Sequence[Any] = ()  # before every call; set before `start`
+        self.credentials: Any = (
+            None  # of TLS, by which callers are known by name; set before `start`
+        )
         self._registry = registry
         self._clock = clock
         self._config = ConfigStore(config, self._announce)
@@ -70,9 +73,14 @@ class Coordinator:
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
             interceptors=self.interceptors,
         )
-        self._server.add_generic_rpc_handlers((rpc_handlers(self),))
+        known = self.credentials is not None
+        self._server.add_generic_rpc_handlers((rpc_handlers(self, known),))
+        address = join(host, port)
         try:
-            bound = int(self._server.add_insecure_port(join(host, port)))
+            if known:
+                bound = int(self._server.add_secure_port(address, self.credentials))
+            else:
+                bound = int(self._server.add_insecure_port(address))
         except RuntimeError as cause:
             raise BindError(host, port, f"can't listen on {host} port {port}: {cause}") from cause
         await self._server.start()

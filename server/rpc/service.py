@@ -17,6 +17,8 @@ from server.rpc.errors import (
     Overloaded,
     Refused,
 )
+from server.tls.identity import Identity, Kind
+from server.tls.rpc import caller_of
 
 if TYPE_CHECKING:
     from server.rpc.coordinator import Coordinator
@@ -38,8 +40,8 @@ _STATUS = {
 }
 
 
-def rpc_handlers(coordinator: Coordinator) -> Any:
-    """The service for a gRPC server.
+def rpc_handlers(coordinator: Coordinator, known_callers: bool = False) -> Any:
+    """The service for a gRPC server; `known_callers`: each shows a certificate, and speaks for its own node.
 
     Requests are parsed here and not by the generated code: gRPC answers what can't be parsed with UNKNOWN, and
     logs a traceback.
@@ -55,7 +57,7 @@ def rpc_handlers(coordinator: Coordinator) -> Any:
     }
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(
-            _answer(kind, work), response_serializer=_serialize
+            _answer(kind, work, known_callers), response_serializer=_serialize
         )
         for name, (kind, work) in calls.items()
     }
@@ -65,10 +67,13 @@ def rpc_handlers(coordinator: Coordinator) -> Any:
     return grpc.method_handlers_generic_handler(SERVICE.full_name, handlers)
 
 
-def _answer(kind: Any, work: Work) -> Any:
+def _answer(kind: Any, work: Work, known_callers: bool) -> Any:
     async def answer(request: bytes, context: Context) -> Message:
         try:
-            return work(_parse(kind, request))
+            message = _parse(kind, request)
+            if known_callers:
+                _check_caller(message, caller_of(context))
+            return work(message)
         except CoordinatorError as error:
             await _abort(context, error)
 
@@ -93,6 +98,15 @@ def _parse(kind: Any, request: bytes) -> Message:
     except DecodeError as cause:
         name = kind.DESCRIPTOR.name
         raise InvalidMessage(f"{name}: the bytes can't be read as this message") from cause
+
+
+def _check_caller(message: Message, caller: Identity | None) -> None:
+    """Raises Refused if the message is a node's, and the caller is somebody else."""
+    if "node" not in message.DESCRIPTOR.fields_by_name:
+        return
+    if caller != Identity(Kind.NODE, message.node):
+        holder = caller or "nobody of the cluster"
+        raise Refused(f"the certificate is of {holder}, not of node {message.node}")
 
 
 def _serialize(message: Message) -> bytes:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import socket
 import ssl
 from pathlib import Path
-from typing import Any
-
-import grpc
 
 from config.tls import LAUNCHER, ClusterTlsConfig, TlsConfig
 from server.tls.check import Files, check_holder, check_signed, load_chain, warn_if_soon
-from server.tls.errors import TlsError
 from server.tls.identity import Identity, Kind, identity_of, node
 
 
@@ -58,33 +54,6 @@ class ClusterTls:
         if caller == Identity(Kind.NODE, name):
             return ""
         return f"its certificate is of {caller or 'nobody of the cluster'}, not of node {name}"
-
-    def rpc_server(self) -> Any:
-        """Credentials of a gRPC server that wants a certificate of the cluster from everybody."""
-        key, certificate, ca = self._contents()
-        return grpc.ssl_server_credentials(
-            [(key, certificate)], root_certificates=ca, require_client_auth=True
-        )
-
-    def rpc_client(self) -> Any:
-        """Credentials of a gRPC client; to be used with `rpc_options`."""
-        key, certificate, ca = self._contents()
-        return grpc.ssl_channel_credentials(ca, key, certificate)
-
-    def _contents(self) -> tuple[bytes, bytes, bytes]:
-        try:
-            return (
-                self.files.key.read_bytes(),
-                self.files.certificate.read_bytes(),
-                self.ca.read_bytes(),
-            )
-        except OSError as error:
-            raise TlsError(f"{error.filename}: can't be read: {error.strerror}.") from error
-
-
-def rpc_options(name: str) -> list[tuple[str, str]]:
-    """Options of a channel to the node `name`, whatever its address: anybody else fails the handshake."""
-    return [("grpc.ssl_target_name_override", node(name).dns_name)]
 
 
 def node_tls(config: TlsConfig, name: str) -> ClusterTls | None:

@@ -16,7 +16,8 @@ import pytest
 from pipeline import frames
 from pipeline.errors import FrameError, LinkClosed, LinkTimeout
 from pipeline.frames import Frame, Goodbye, Hello, Prefill, Ready, Step, Welcome
-from pipeline.link import MAX_CALLERS, Connection, KeepAlive, Links, Peer, join, listen
+from pipeline.joining import MAX_CALLERS, join, listen
+from pipeline.link import Connection, KeepAlive, Links, Peer
 
 EPOCH = 7
 ENOUGH = 20.0  # seconds; a test that waits so long has failed

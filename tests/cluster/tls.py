@@ -1,0 +1,64 @@
+"""Clusters with certificates."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from server.tls.identity import node
+from tests.certificates import make_folder
+from tests.cluster.harness import ANSWER_DEADLINE, HOST, Cluster, Ports, Spec
+
+
+class TlsCluster(Cluster):
+    """TLS everywhere, the hidden states included if `tensors`."""
+
+    def __init__(
+        self, spec: Spec, folder: Path, ports: Ports | None = None, tensors: bool = False
+    ) -> None:
+        self.certificates = make_folder(folder / "tls", [f"n{rank}" for rank in range(spec.ranks)])
+        settings = [
+            "tls.gateway.mode=own",
+            "tls.cluster.enabled=true",
+            f"tls.cluster.folder={self.certificates}",
+            f"tls.tensors={str(tensors).lower()}",
+        ]
+        super().__init__(replace(spec, settings=[*spec.settings, *settings]), folder, ports)
+
+    @property
+    def url(self) -> str:
+        return f"https://{HOST}:{self.ports.gateway}"
+
+    @cached_property
+    def trusting(self) -> ssl.SSLContext:
+        """Of a client without a certificate."""
+        return ssl.create_default_context(cafile=str(self.certificates / "ca.pem"))
+
+    @cached_property
+    def reader(self) -> ssl.SSLContext:
+        """Of a client that may read the ports of nodes."""
+        context = ssl.create_default_context(cafile=str(self.certificates / "ca.pem"))
+        context.load_cert_chain(self.certificates / "reader.pem", self.certificates / "reader.key")
+        return context
+
+    @cached_property
+    def http(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=ANSWER_DEADLINE, verify=self.trusting)
+
+    def health(self, rank: int) -> dict[str, Any]:
+        answer = self.ask_node(rank, "GET", 2, "/health")
+        answer.raise_for_status()
+        body: dict[str, Any] = answer.json()
+        return body
+
+    def ask_node(self, rank: int, method: str, port: int, path: str, **body: Any) -> httpx.Response:
+        """Ask port 0 (inference) or 2 (health) of a node, with a certificate."""
+        address = f"https://{HOST}:{self.ports.nodes[rank][port]}{path}"
+        with httpx.Client(verify=self.reader, timeout=ANSWER_DEADLINE) as client:
+            name = node(f"n{rank}").dns_name
+            return client.request(method, address, extensions={"sni_hostname": name}, **body)
