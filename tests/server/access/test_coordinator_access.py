@@ -102,10 +102,10 @@ def expected(rule: RpcRule, kind: str) -> str:
     return "let in" if Role.of(kind) >= rule.role else "PERMISSION_DENIED"
 
 
-async def test_every_method_with_every_credential(tmp_path: Path) -> None:
-    path = tmp_path / "keys.json"
+def credentials_in(path: Path) -> dict[str, Any]:
+    """One of each kind, with keys of the file."""
     keys = {role.label: add_key(path, role.label) for role in Role}  # type: ignore[arg-type]
-    credentials: dict[str, Any] = {
+    return {
         "none": None,
         "wrong key": key_credential(keys["admin"][:-4] + "AAAA"),
         "expired key": key_credential(add_key(path, "admin", expires_in=-60)),
@@ -115,12 +115,29 @@ async def test_every_method_with_every_credential(tmp_path: Path) -> None:
         "signature": Signer(SECRET).sign,
         **{label: key_credential(key) for label, key in keys.items()},
     }
+
+
+async def test_every_method_with_every_credential(tmp_path: Path) -> None:
+    path = tmp_path / "keys.json"
+    credentials = credentials_in(path)
     policy = AccessPolicy(KeyStore(path))
     async with guarded(AccessInterceptor(policy, Verifier(SECRET))) as port:
         for rule in RPC_RULES:
             for kind, credential in credentials.items():
                 got = await attempt(port, rule.method, credential)
                 assert got == expected(rule, kind), (rule.method, kind)
+
+
+async def table(path: Path) -> str:
+    """The results in Markdown."""
+    credentials = credentials_in(path)
+    lines = [f"| method | {' | '.join(credentials)} |", "|" + "---|" * (len(credentials) + 1)]
+    policy = AccessPolicy(KeyStore(path))
+    async with guarded(AccessInterceptor(policy, Verifier(SECRET))) as port:
+        for rule in RPC_RULES:
+            cells = [await attempt(port, rule.method, credentials[kind]) for kind in credentials]
+            lines.append(f"| {rule.method} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 async def test_open_where_everybody_is_let_in(tmp_path: Path) -> None:

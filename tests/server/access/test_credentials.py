@@ -1,6 +1,6 @@
 """Every route with no, a wrong, an expired, a too weak and a right credential.
 
-The table of results is also what SECURITY.md shows; `python -m tests.server.access.test_credentials` prints it.
+`python -m tests.server.access.table` prints the results.
 """
 
 from __future__ import annotations
@@ -159,10 +159,3 @@ def table(folder: Path) -> str:
             role = rule.role.label if rule.role else "open"
             lines.append(f"| {name} | `{method} {path}` | {role} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        print(table(Path(folder)))
