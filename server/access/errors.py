@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import msgspec
+from server.failure import Failure
 
 
 class AccessError(Exception):
@@ -38,10 +38,10 @@ class Refusal(Exception):
         self.message = message
         self.headers: Mapping[str, str] = headers or {}
 
-    def body(self) -> bytes:
-        """The error object of the API, as JSON."""
-        error = {"message": self.message, "type": self.type, "param": None, "code": self.code}
-        return msgspec.json.encode({"error": error})
+    @property
+    def failure(self) -> Failure:
+        """What the client sees."""
+        return Failure(self.status, self.message, self.type, None, self.code, self.headers)
 
 
 class Unauthorized(Refusal):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
+import msgspec
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -106,7 +107,9 @@ class _Visit:
         return principal
 
     async def _refuse(self, refusal: Refusal) -> None:
-        body = refusal.body()
+        request_id = self._scope.get("state", {}).get("request_id", "")
+        failure = refusal.failure.body_for(self._scope["path"], request_id)
+        body = msgspec.json.encode(failure)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

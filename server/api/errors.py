@@ -38,8 +38,8 @@ from pipeline.errors import (
     RequestCancelled,
 )
 from server.access.errors import Refusal
-from server.api.failure import Failure
 from server.api.wire import to_json
+from server.failure import Failure
 from server.observe.errors import count_error
 
 RETRY_AFTER_S = 2
@@ -163,7 +163,7 @@ def failure_of(exc: Exception, request_id: str) -> Failure:
         headers = exc.headers if isinstance(exc, NotLoaded) else _HEADERS.get(exc.status, {})
         return Failure(exc.status, exc.message, exc.type, exc.param, exc.code, headers)
     if isinstance(exc, Refusal):
-        return Failure(exc.status, exc.message, exc.type, None, exc.code, exc.headers)
+        return exc.failure
     if isinstance(exc, PipelineError):
         return _engine_failure(exc, request_id)
     if isinstance(exc, HTTPException):

@@ -15,13 +15,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.api import documents as shapes
-from server.api.failure import ANTHROPIC_ROUTES
 from server.api.messages.schemas import CountBody, MessagesBody
 from server.api.responses.schemas import ResponsesBody
 from server.api.schemas import ChatBody, CompletionBody
 from server.api.switching import SWITCH_PATH
 from server.api.tokenization import DetokenizeBody, TokenizeBody
 from server.api.wire import json_response
+from server.failure import ANTHROPIC_ROUTES
 
 Json = dict[str, Any]
 REF = "#/components/schemas/{model}"

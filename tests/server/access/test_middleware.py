@@ -122,6 +122,16 @@ async def test_a_stream_passes_through_piece_by_piece(path: Path) -> None:
     assert scope["state"]["principal"].name == "someone"
 
 
+async def test_a_refusal_has_the_shape_of_the_api_that_was_asked(path: Path) -> None:
+    add_key(path)
+    async with Rank0(path).client() as client:
+        openai = (await client.post("/v1/chat/completions", json=CHAT)).json()
+        anthropic = (await client.post("/v1/messages", json=CHAT)).json()
+    assert openai["error"]["type"] == "invalid_request_error"
+    assert anthropic["type"] == "error"
+    assert anthropic["error"]["type"] == "authentication_error"
+
+
 async def test_a_websocket_is_refused() -> None:
     sent: list[Any] = []
 
