@@ -1,13 +1,13 @@
-"""What the cluster tells of itself: logs, resources and alerts."""
+"""What the cluster tells of itself: logs, traces, resources and alerts."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from config.section import DYNAMIC, Section
-from config.values import Auto, Count, Seconds
+from config.values import Auto, Count, Seconds, Text
 
 Percent = Annotated[float, Field(strict=True, gt=0, le=100)]
 Degrees = Annotated[float, Field(strict=True, gt=0, le=200)]
@@ -50,6 +50,12 @@ class AlertsConfig(Section):
     )
 
 
+def _is_http(url: str | None) -> str | None:
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise ValueError("should begin with http:// or https://")
+    return url
+
+
 class ObserveConfig(Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info",
@@ -68,6 +74,11 @@ class ObserveConfig(Section):
     resource_interval: Seconds = Field(
         default=5.0,
         description="Seconds between two looks at CPU, memory, disk, network and temperature of a node.",
+    )
+    otlp_endpoint: Annotated[Auto[Text], AfterValidator(_is_http)] = Field(
+        default=None,
+        description="URL of an OpenTelemetry collector (OTLP over HTTP) that gets the traces of requests, "
+        "such as http://127.0.0.1:4318; auto: none are made. Needs the extra otel.",
     )
     alerts: AlertsConfig = Field(
         default=AlertsConfig(), description="From where on the resources of a node raise an alert."

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import Future
 from importlib.metadata import version
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 import structlog
 
@@ -41,6 +41,9 @@ from server.rpc.records import Registration
 from server.rpc.runtime_settings import RuntimeSettings
 from server.tls.own import OwnTls
 from server.tls.rpc import ClientTls
+
+if TYPE_CHECKING:
+    from server.observe.tracing import Tracing
 
 log = structlog.get_logger()
 
@@ -93,6 +96,7 @@ class RankProcess:
         self._watchdog: asyncio.Task[NoReturn] | None = None
         self._resources: asyncio.Task[NoReturn] | None = None
         self._shipping: asyncio.Task[NoReturn] | None = None
+        self._tracing: Tracing | None = None
 
     async def run(self) -> None:
         """Live.  Returns after an orderly stop; raises what ended the rank otherwise."""
@@ -147,6 +151,8 @@ class RankProcess:
         shipper = LogShipper(registration, logs.shipping(), self._client.ship_logs)
         self._shipping = asyncio.create_task(shipper.run())
         engine = await self._unless_stopped(_follow(self.rank.loaded))
+        if self._tracing is not None and self.rank.worker is not None:
+            self.rank.worker.observer = self._tracing.stage
         self._resources = asyncio.create_task(self._watch_resources(placement))
         self._watchdog = asyncio.create_task(self._watch_engine())
         self._watchdog.add_done_callback(_heed)
@@ -164,6 +170,7 @@ class RankProcess:
 
     async def _open_ports(self, role: Role) -> None:
         try:
+            self._tracing = self._make_tracing()
             await role.start()
         except (BindError, ModelError, StartupFailed) as error:
             problem = str(error)
@@ -173,6 +180,26 @@ class RankProcess:
             await self._unless_stopped(_follow(self.rank.loaded))  # raises what all ranks are told
             raise
         self.rank.ports_opened()
+
+    def _make_tracing(self) -> Tracing | None:
+        """Raises StartupFailed if traces are wanted and can't be made."""
+        endpoint = self.settings.config.observe.otlp_endpoint
+        if endpoint is None:
+            return None
+        try:
+            from server.observe.tracing import Tracing
+        except ImportError as error:
+            raise StartupFailed(
+                f"observe.otlp_endpoint = {endpoint}: {error.name} is missing;"
+                " the extra otel installs it (pip install '.[otel]')."
+            ) from error
+        meeting = self.rank.placed.result().meeting
+        tracing = Tracing(
+            endpoint, meeting.node.name, meeting.rank, meeting.epoch, version("mlx-cluster")
+        )
+        if isinstance(self._role, Leader):
+            self._role.observatory.book.tracer = tracing.requests
+        return tracing
 
     async def _watch_resources(self, placement: Placement) -> NoReturn:
         monitor = ResourceMonitor(placement.checkpoint.path)
@@ -243,8 +270,12 @@ class RankProcess:
         for task in (self._heartbeats, self._watchdog, self._resources, self._shipping):
             if task is not None:
                 task.cancel()
+        last: dict[str, Awaitable[None]] = {}
         if self._client is not None:
-            await close_all({"control plane": self._client.close()}, CONTROL_SECONDS)
+            last["control plane"] = self._client.close()
+        if self._tracing is not None:
+            last["traces"] = asyncio.to_thread(self._tracing.close)
+        await close_all(last, CONTROL_SECONDS)
 
     async def _end_rank(self, orderly: bool) -> None:
         """Let a ring at work end in order; where a neighbour does not answer, or none works yet, end alone."""

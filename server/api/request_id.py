@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.observe.context import request_state
 
 HEADER = "x-request-id"
+MAX_TRACEPARENT = 128  # characters; version 0 has 55
 _ACCEPTABLE = re.compile(
     r"[\x21-\x7e]{1,128}"
 )  # printable ASCII without spaces: safe in a log line
@@ -27,9 +28,11 @@ class RequestIdMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _id_for(Headers(scope=scope).get(HEADER, ""))
+        headers = Headers(scope=scope)
+        request_id = _id_for(headers.get(HEADER, ""))
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
+        state["traceparent"] = headers.get("traceparent", "")[:MAX_TRACEPARENT]
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

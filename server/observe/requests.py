@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Protocol
 
 import msgspec
 
@@ -60,12 +61,25 @@ class TokenRate:
         return sum(whole) / self._seconds
 
 
+class Tracer(Protocol):
+    """Makes spans of flights; see server.observe.tracing."""
+
+    def begin(self, flight: Flight) -> str:
+        """A sequence has arrived.  Returns the traceparent of its span; empty where it is not sampled."""
+        ...
+
+    def end(self, flight: Flight, now: float) -> None:
+        """It has ended, in whatever way."""
+        ...
+
+
 class RequestBook:
     """Every sequence in flight, by the engine's id.  In one asyncio loop; `clock`: monotonic seconds."""
 
     def __init__(self, latencies: Latencies, clock: Callable[[], float] = time.monotonic) -> None:
         self._latencies, self._clock = latencies, clock
         self._flights: dict[str, Flight] = {}
+        self.tracer: Tracer | None = None
         self.rate = TokenRate()
         self.first_token: deque[float] = deque(maxlen=RECENT)  # seconds, of the latest requests
 
@@ -107,7 +121,14 @@ class RequestBook:
     def close(self, flight: Flight) -> None:
         """It has ended: well (`flight.finish`), by `flight.error`, or because its client went away."""
         self._flights.pop(flight.request.id, None)
-        self._latencies.end(flight, self._clock())
+        now = self._clock()
+        self._latencies.end(flight, now)
+        if self.tracer is not None:
+            self.tracer.end(flight, now)
+
+    def trace(self, flight: Flight) -> str:
+        """The traceparent of its span; empty where it is not traced."""
+        return "" if self.tracer is None else self.tracer.begin(flight)
 
 
 class Observed:
@@ -119,7 +140,9 @@ class Observed:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
         """See pipeline.request.Generator."""
         flight = self._book.open(request)
-        request = msgspec.structs.replace(request, origin=flight.caller.request_id)
+        request = msgspec.structs.replace(
+            request, origin=flight.caller.request_id, trace=self._book.trace(flight)
+        )
         try:
             async with aclosing(self._inner.generate(request)) as events:
                 async for event in events:
