@@ -22,9 +22,9 @@ from pipeline.request import GenerationRequest, SamplingParams
 from pipeline.scheduler import Scheduler
 from server.access.errors import AccessError
 from server.access.startup import Protection, protect
-from server.api import ServedModel, Service, create_app
+from server.api.app import create_app
 from server.api.defaults import SamplingDefaults, read_defaults
-from server.api.service import Listed
+from server.api.service import Listed, ServedModel, Service
 from server.api.switching import Switching
 from server.api.tokenizer import load_tokenizer
 from server.closing import close_all

@@ -7,22 +7,19 @@ from collections.abc import Sequence
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
 
 from pipeline.errors import PipelineError
 from server.access.errors import Refusal
-from server.access.limits import RATE_LIMIT_HEADERS
-from server.access.middleware import AccessMiddleware, Guard
+from server.access.middleware import Guard
 from server.api.chat import chat_completions
 from server.api.completions import completions
 from server.api.errors import ApiError, respond
-from server.api.header_limits import HeaderLimitMiddleware
 from server.api.messages.routes import count_tokens, create_message
 from server.api.models import list_models, show_model, switch_model
 from server.api.openapi import show_openapi
-from server.api.request_id import RequestIdMiddleware
+from server.api.outer import guarded, outermost
 from server.api.responses.routes import (
     compact,
     count_input_tokens,
@@ -35,8 +32,7 @@ from server.api.responses.store import ResponseStore
 from server.api.service import Service
 from server.api.switching import SWITCH_PATH
 from server.api.tokenization import detokenize, embeddings, tokenize
-
-CORS_MAX_AGE_S = 600
+from server.replay.middleware import JournalMiddleware
 
 # `Exception` is for what nobody foresaw: Starlette answers with it, then raises it for the server to log.
 HANDLED = (ApiError, Refusal, PipelineError, HTTPException, ClientDisconnect, Exception)
@@ -72,7 +68,11 @@ def create_app(
     ]
     app = Starlette(
         routes=routes,
-        middleware=[*outermost(service.cors_origins), *guarded(guard)],
+        middleware=[
+            *outermost(service.cors_origins),
+            *guarded(guard),
+            Middleware(JournalMiddleware),
+        ],
         exception_handlers=dict.fromkeys(HANDLED, respond),
     )
     # A redirect would name this rank's own address, also to clients of the other nodes.
@@ -80,26 +80,3 @@ def create_app(
     app.state.service = service
     app.state.responses = ResponseStore()
     return app
-
-
-def outermost(cors_origins: Sequence[str] = ()) -> list[Middleware]:
-    """What comes before anything else, on every port.
-
-    cors_origins: of the web pages whose browsers are let through; a preflight has no key, so it is answered
-    before anybody is asked for one.
-    """
-    cors = Middleware(
-        CORSMiddleware,
-        allow_origins=list(cors_origins),
-        allow_methods=["GET", "POST", "DELETE"],
-        allow_headers=["*"],
-        expose_headers=["x-request-id", "retry-after", *RATE_LIMIT_HEADERS],
-        max_age=CORS_MAX_AGE_S,
-    )
-    first = [Middleware(RequestIdMiddleware), Middleware(HeaderLimitMiddleware)]
-    return [*first, cors] if cors_origins else first
-
-
-def guarded(guard: Guard | None) -> list[Middleware]:
-    """The middleware that lets in or refuses; below that of request ids, above all that answers."""
-    return [] if guard is None else [Middleware(AccessMiddleware, guard)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +21,8 @@ from server.api.service import ServedModel, Service
 from server.api.streaming import DONE, Events, Usage, data_event, streamed, whole
 from server.api.turn import turn_of
 from server.api.turn_parts import CallArguments, CallBegin, Content, Reasoning, TurnPart
+from server.replay.journal import context
+from server.replay.records import Context
 
 
 async def chat_completions(request: Request) -> Response:
@@ -75,10 +75,11 @@ class ChatDialect:
 
     model: ServedModel
     body: ChatBody
-    id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
+    context: Context = field(default_factory=context)
 
     def __post_init__(self) -> None:
+        self.id = f"chatcmpl-{self.context.nonce}"
+        self.created = self.context.created
         self._vocabulary = self.model.vocabulary if self.body.logprobs else None
         self._called: set[int] = set()  # choices with tool calls
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
-import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +19,8 @@ from server.api.schemas import CompletionBody, parse
 from server.api.service import ServedModel, Service
 from server.api.streaming import DONE, Events, Usage, data_event, streamed, whole
 from server.api.templates import text_prompt
+from server.replay.journal import context
+from server.replay.records import Context
 
 
 async def completions(request: Request) -> Response:
@@ -64,13 +64,19 @@ def _specs(
     return [
         spec
         for index, prompt in enumerate(body.prompts)
-        for spec in _prompt_specs(prompt, body, model, f"{request_id}-{index}", copies)
+        for spec in _prompt_specs(prompt, body, model, request_id, index, copies)
     ]
 
 
 def _prompt_specs(
-    prompt: str | list[int], body: CompletionBody, model: ServedModel, name: str, copies: int
+    prompt: str | list[int],
+    body: CompletionBody,
+    model: ServedModel,
+    request_id: str,
+    index: int,
+    copies: int,
 ) -> list[SequenceSpec]:
+    """The sequences of prompt `index`."""
     ids = tuple(_token_ids(prompt, body, model))
     max_tokens = params.fit(
         ids, body.max_tokens or params.COMPLETION_MAX_TOKENS, body, model, "prompt"
@@ -80,12 +86,12 @@ def _prompt_specs(
     constraint = constraints.of_format(body, model)
     requests = [
         GenerationRequest(
-            id=f"{name}-{copy}",
+            id=f"{request_id}-{index}-{copy}",
             prompt=ids,
             params=params.sampling(body, model, logprobs, seed, constraint),
             max_tokens=max_tokens,
         )
-        for copy, seed in enumerate(params.seeds(body.seed, copies))
+        for copy, seed in enumerate(params.seeds(body.seed, copies, index * copies))
     ]
     stops, continues = tuple(body.stop or ()), not body.suffix
     return [SequenceSpec(request, stops, continues_prompt=continues) for request in requests]
@@ -108,10 +114,11 @@ class CompletionDialect:
 
     model: ServedModel
     body: CompletionBody
-    id: str = field(default_factory=lambda: f"cmpl-{uuid.uuid4().hex}")
-    created: int = field(default_factory=lambda: int(time.time()))
+    context: Context = field(default_factory=context)
 
     def __post_init__(self) -> None:
+        self.id = f"cmpl-{self.context.nonce}"
+        self.created = self.context.created
         wanted = self.body.logprobs is not None
         self._vocabulary = self.model.vocabulary if wanted else None
 

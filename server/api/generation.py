@@ -25,6 +25,7 @@ from server.api.reasoning import thinking_marks
 from server.api.service import ServedModel, Service
 from server.api.text import Delta, Detokenizer, Span, TextStream
 from server.api.turn_parts import TurnPart
+from server.replay.journal import events_of
 
 QUEUED_PIECES = 256  # of all sequences of a request
 # Seconds that a client may be that far behind without a break.  Until then its tokens wait in the engine.
@@ -233,8 +234,8 @@ class Job:
         stream, reader = spec.text_stream(self._model), spec.reader(spec.request.id)
         with_logprobs = spec.request.params.logprobs >= 0
         request = msgspec.structs.replace(spec.request, tenant=account.current().tenant)
-        events = self._generator.generate(request)
-        assert isinstance(events, AsyncGenerator)  # closing it cancels the sequence
+        # Closing them cancels the sequence.
+        events = events_of(self._generator, request, index, self.size, self._model.vocab_size)
         async with aclosing(events):
             event = await self._first_event(events, spec)
             self._cached[index] = event.cached

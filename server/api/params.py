@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b
 from typing import TypeVar
@@ -13,6 +12,7 @@ from server.access import account
 from server.api.errors import InvalidRequest
 from server.api.schemas import ChatBody, CompletionBody, GenerationBody
 from server.api.service import ServedModel
+from server.replay.journal import context
 
 N = TypeVar("N", int, float)
 
@@ -132,10 +132,13 @@ def _or(value: N | None, default: N) -> N:
     return default if value is None else value
 
 
-def seeds(asked: int | None, count: int) -> list[int]:
-    """A seed for each of `count` choices of one prompt; the first is the one that was asked for."""
+def seeds(asked: int | None, count: int, before: int = 0) -> list[int]:
+    """A seed for each of `count` choices of one prompt; the first is the one that was asked for.
+
+    before: choices of other prompts of the request, which get other seeds unless one was asked for.
+    """
     if asked is None:
-        return [secrets.randbits(SEED_BITS) for _ in range(count)]
+        return [context().seed(before + index, SEED_BITS) for index in range(count)]
     # 63 bits: the sign of a negative seed is dropped from its two's complement.
     first = asked & ((1 << SEED_BITS) - 1)
     return [first, *(_derived(first, index) for index in range(1, count))]

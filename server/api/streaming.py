@@ -22,8 +22,10 @@ from server.api.errors import ApiError, Failure, failure_of
 from server.api.generation import Choice, Job, Piece
 from server.api.wire import to_json
 from server.observe.errors import count_error
+from server.replay.journal import is_journaled
 
 DONE = b"data: [DONE]\n\n"
+NEVER = 1e9  # seconds
 
 Events = Iterable[dict[str, Any]]
 Usage = dict[str, Any]  # the object `usage` of a response
@@ -74,8 +76,11 @@ async def whole(request: Request, job: Job, dialect: Dialect) -> Response:
 
 async def streamed(request: Request, job: Job, dialect: Dialect, keep_alive: float) -> Response:
     """Answer with events.  The first piece is awaited here for `keep_alive` seconds, so that an early error
-    still has a status of its own; later ones are events.
+    still has a status of its own; later ones are events.  A front door keeps the
+    connections of its clients alive by itself.
     """
+    if is_journaled():
+        keep_alive = NEVER
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(job)
         await unless_disconnected(request.receive, job.start(keep_alive))

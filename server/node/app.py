@@ -10,8 +10,8 @@ from starlette.routing import BaseRoute
 from starlette.types import Lifespan
 
 from server.access.middleware import Guard
-from server.api.app import guarded, outermost
 from server.api.errors import ApiError, respond
+from server.api.outer import guarded, outermost
 
 
 def node_app(

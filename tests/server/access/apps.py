@@ -11,7 +11,7 @@ from starlette.routing import BaseRoute, Mount, Route
 
 from config import load
 from server.access.middleware import Guard
-from server.api import create_app
+from server.api.app import create_app
 from server.leader import Leader
 from server.node.health import NodeView, health_app
 from server.rpc.records import RankReport, RankState

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from starlette.routing import BaseRoute
 
-from server.api import create_app
+from server.api.app import create_app
 from server.api.service import Service
 from tests.server.api.fakes import FakeEngine, Script, ids, make_service
 

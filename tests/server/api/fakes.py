@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from pipeline.request import GenerationRequest, TokenEvent, TokenLogprobs
-from server.api import ServedModel, Service
+from server.api.service import ServedModel, Service
 
 SPECIAL = ("<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>", "<|entré|>")
 END = "</s>"

@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from pipeline.errors import EngineFault
-from server.api import create_app
+from server.api.app import create_app
 from server.api.service import Service
 from tests.server.api.fakes import FakeEngine, Script, ids
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from starlette.routing import Route
 
-from server.api import create_app
 from server.api import documents as shapes
+from server.api.app import create_app
 from server.api.openapi import OPERATIONS, document
 from server.api.service import Service
 from tests.server.api.conftest import Client, events

@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from pipeline.errors import RequestCancelled
 from pipeline.request import GenerationRequest, TokenEvent
 from server.access.principal import Principal, Role
-from server.api import create_app
+from server.api.app import create_app
 from server.observe.latency import Latencies
 from server.observe.picture import requests_body
 from server.observe.requests import Observed, RequestBook, TokenRate

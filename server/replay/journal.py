@@ -1,0 +1,146 @@
+"""The engine's events of one response: told to the front door as they are used, and used again after a restart.
+
+Events of several choices are used one at a time, each one's bytes made before the next is taken.  So their
+order alone decides the order of the bytes, and repeating it repeats them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
+
+import msgspec
+
+from pipeline.errors import EngineFault, EngineStopped, TransportError
+from pipeline.request import GenerationRequest, Generator, TokenEvent
+from server.api.errors import InvalidRequest
+from server.replay.records import Context, JournalError, Kind, Record, RecordReader
+
+CLUSTER_FAULTS = (EngineFault, EngineStopped, TransportError)
+"""Errors that say nothing of the request: it goes on when the cluster works again."""
+
+Emit = Callable[[Record], None]
+
+_context: ContextVar[Context] = ContextVar("request_context")
+_journal: ContextVar[Journal | None] = ContextVar("journal")
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """Payload of EVENT: an event, and of which choice."""
+
+    index: int
+    event: TokenEvent
+
+    @property
+    def record(self) -> Record:
+        return Record(Kind.EVENT, msgspec.msgpack.encode(self))
+
+
+def read_entries(data: bytes) -> list[Entry]:
+    """Entries from their records, one after the other.  Raises JournalError."""
+    reader = RecordReader()
+    entries = []
+    for record in reader.feed(data):
+        if record.kind is not Kind.EVENT:
+            raise JournalError(f"a record {record.kind.name} stands among the events")
+        try:
+            entries.append(msgspec.msgpack.decode(record.payload, type=Entry))
+        except msgspec.MsgspecError as error:
+            raise JournalError(f"event {len(entries)}: {error}") from error
+    if not reader.complete:
+        raise JournalError("the last event is cut off")
+    return entries
+
+
+def context() -> Context:
+    """Of the request at hand; a fresh one outside of any."""
+    return _context.get(None) or Context()
+
+
+def is_journaled() -> bool:
+    """Whether the response at hand goes to a front door, which keeps the connection of its client alive."""
+    return _journal.get(None) is not None
+
+
+@contextmanager
+def entered(context: Context, journal: Journal | None = None) -> Iterator[None]:
+    """For what runs inside, tasks included."""
+    tokens = _context.set(context), _journal.set(journal)
+    try:
+        yield
+    finally:
+        _context.reset(tokens[0])
+        _journal.reset(tokens[1])
+
+
+def events_of(
+    generator: Generator, request: GenerationRequest, index: int, size: int, vocab_size: int
+) -> AsyncGenerator[TokenEvent, None]:
+    """The events of choice `index` of `size`, those of the journal first.  Raises InvalidRequest."""
+    journal = _journal.get(None)
+    if journal is None:
+        return generator.generate(request)
+    journal.check(size, vocab_size)
+    return journal.generate(generator, request, index)
+
+
+class Journal:
+    """Of one request.  `broken` tells that the cluster failed under it."""
+
+    def __init__(self, entries: Sequence[Entry], emit: Emit) -> None:
+        self._entries, self._emit = entries, emit
+        self._used = 0  # entries
+        self._moved = asyncio.Condition()
+        self._one_at_a_time = asyncio.Lock()
+        self.broken: str | None = None
+
+    def check(self, size: int, vocab_size: int) -> None:
+        """Raises InvalidRequest for entries that a request of `size` choices can't have."""
+        for number, entry in enumerate(self._entries):
+            if not 0 <= entry.index < size:
+                raise InvalidRequest(f"event {number} is of choice {entry.index} of {size}")
+            if not 0 <= entry.event.token < vocab_size:
+                raise InvalidRequest(f"event {number}: there is no token {entry.event.token}")
+
+    async def generate(
+        self, generator: Generator, request: GenerationRequest, index: int
+    ) -> AsyncGenerator[TokenEvent, None]:
+        """See `events_of`."""
+        known = [entry.event for entry in self._entries if entry.index == index]
+        for event in known:
+            await self._turn_of(index)
+            try:
+                yield event
+            finally:
+                await self._move_on()
+        if known and known[-1].finish is not None:
+            return
+        emitted = request.emitted + tuple(event.token for event in known)
+        if len(emitted) >= request.max_tokens:
+            raise InvalidRequest(f"choice {index} has had all of its {request.max_tokens} tokens")
+        await self._all_used()
+        request = msgspec.structs.replace(request, emitted=emitted)
+        try:
+            async with aclosing(generator.generate(request)) as events:
+                async for event in events:
+                    async with self._one_at_a_time:
+                        self._emit(Entry(index, event).record)
+                        yield event
+        except CLUSTER_FAULTS as error:
+            self.broken = str(error)
+            raise
+
+    async def _turn_of(self, index: int) -> None:
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._entries[self._used].index == index)
+
+    async def _move_on(self) -> None:
+        self._used += 1
+        async with self._moved:
+            self._moved.notify_all()
+
+    async def _all_used(self) -> None:
+        async with self._moved:
+            await self._moved.wait_for(lambda: self._used >= len(self._entries))
