@@ -24,6 +24,7 @@ class Account:
     clock: Callable[[], float] = time.monotonic
     prompt_tokens: int = field(default=0, init=False)
     completion_tokens: int = field(default=0, init=False)
+    failed: bool = field(default=False, init=False)  # a sequence of it, whatever the status said
 
     @property
     def tenant(self) -> str:

@@ -161,7 +161,7 @@ class _Visit:
         if not self._ended:
             return "cancelled"
         if self._status < 400:
-            return "ok"
+            return "failed" if self._account.failed else "ok"
         return "refused" if self._status < 500 else "failed"
 
 

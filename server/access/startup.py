@@ -61,6 +61,21 @@ def open_access(
     return Access(policy, "access: open to every user of this machine, until there is a key")
 
 
+def protect_front_door(config: Config, neighbours: Iterable[str] = ()) -> tuple[Guard, str]:
+    """What stands before the launcher's own port, and the line that says so.
+
+    It lets in or refuses, and counts nothing: rank 0, which gets each request with its credential and with the
+    client's address in X-Forwarded-For, does that.  Raises what `open_access` raises.
+    """
+    access = open_access(config.access, [config.api_gateway.host], neighbours)
+    return Guard(access.policy, pages=_pages(config)), access.notice
+
+
+def _pages(config: Config) -> Pages:
+    origins = frozenset(config.api_gateway.cors_origins)
+    return Pages(origins, names=config.access.enabled is False)
+
+
 @dataclass(frozen=True)
 class Protection:
     """What stands before rank 0's ports, and the line that says so."""
@@ -80,8 +95,7 @@ def protect(config: Config, listening: Iterable[str], neighbours: Iterable[str] 
     verifier = None
     if not policy.open:
         verifier = Verifier(read_secret(Path(settings.cluster_secret_file)))
-    gateway = config.api_gateway
-    pages = Pages(frozenset(gateway.cors_origins), names=settings.enabled is False)
+    pages = _pages(config)
     return Protection(
         Guard(policy, Limiter(settings.limits, places), open_audit(settings.audit), pages),
         Guard(policy, pages=pages),

@@ -227,6 +227,7 @@ class Job:
             )
             self.overrun.set()
         except Exception as error:
+            account.current().failed = True  # a stream that has begun keeps its status
             await self._queue.put(error)
             raise
 

@@ -35,7 +35,7 @@ def rank_0_app(guard: Guard | None = None, engine: FakeEngine | None = None) -> 
     """The API with every route that the leader adds."""
     meeting: Any = SimpleNamespace(epoch=1, size=1, rank=0)
     placement: Any = SimpleNamespace(meeting=meeting)
-    leader = Leader(load(None, {}), placement, node_view())
+    leader = Leader(load(None, {}), placement, node_view(), tls=None)
     leader.observatory.close()  # a feed without an end would be waited for
     engine = engine or FakeEngine(Script(ids("hello world")))
     return create_app(make_service(engine), leader.routes, guard)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from config.access import AuditConfig, LimitsConfig, RoleLimits
+from pipeline.errors import EngineFault
 from server.access.addresses import Networks
 from server.access.audit import AuditLog
 from server.access.limits import Limiter
@@ -305,6 +309,67 @@ async def test_a_client_that_leaves_is_in_the_audit_log_with_what_it_used(path: 
     # and its place is free
     assert rank_0.guard.limiter is not None
     assert all(usage.sequences == 0 for usage in rank_0.guard.limiter._usage.values())
+
+
+async def test_a_stream_that_fails_has_failed_whatever_its_status_was(path: Path) -> None:
+    rank_0 = Rank0(path)
+    rank_0.engine.script = Script(ids("hello"), error=EngineFault("rank 1 is gone"))
+    async with rank_0.client(add_key(path)) as client:
+        await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
+    (entry,) = rank_0.audit()
+    assert (entry["status"], entry["result"]) == (200, "failed")
+
+
+async def test_the_engine_is_told_whose_a_sequence_is(path: Path) -> None:
+    rank_0, keys = Rank0(path), [add_key(path), add_key(path)]
+    for key in keys:
+        async with rank_0.client(key) as client:
+            await client.post("/v1/completions", json={"model": "tiny", "prompt": ["a", "b"]})
+    tenants = [request.tenant for request in rank_0.engine.requests]
+    assert tenants == [keys[0][5:17]] * 2 + [keys[1][5:17]] * 2
+
+
+HEADER_TEXT = st.text(st.characters(min_codepoint=32, max_codepoint=255), max_size=60)
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(
+    headers=st.lists(
+        st.tuples(
+            st.sampled_from(["authorization", "x-api-key", "x-forwarded-for", "origin", "host"]),
+            st.one_of(
+                HEADER_TEXT, HEADER_TEXT.map(lambda t: f"Bearer {t}"), st.just("Bearer mlxc_")
+            ),
+        ),
+        max_size=5,
+    ),
+    path=st.text(max_size=30).map(lambda text: "/" + text),
+    method=st.sampled_from(["GET", "POST", "PUT", "X"]),
+)
+def test_no_header_and_no_path_gets_past_or_breaks_anything(
+    headers: list[tuple[str, str]], path: str, method: str
+) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def app(*_: object) -> None:
+        raise AssertionError("let in")
+
+    with tempfile.TemporaryDirectory() as folder:
+        guard = Guard(
+            AccessPolicy(KeyStore(Path(folder, "keys.json")), trusted=Networks(["127.0.0.1"]))
+        )
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "headers": [(name.encode(), value.encode("latin-1")) for name, value in headers],
+            "client": ("127.0.0.1", 1),
+        }
+        asyncio.run(AccessMiddleware(app, guard)(scope, None, send))  # type: ignore[arg-type]
+    assert sent[0]["status"] in (401, 403)
 
 
 async def test_the_audit_log_is_put_aside_when_it_is_large(tmp_path: Path) -> None:

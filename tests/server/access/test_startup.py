@@ -9,7 +9,7 @@ import pytest
 
 from config import Config, load
 from server.access.errors import AccessError
-from server.access.startup import open_access, protect
+from server.access.startup import open_access, protect, protect_front_door
 from tests.server.access.helpers import add_key, jwt_config
 
 LOOPBACK, OFFICE = ["127.0.0.1", "::1", "localhost"], ["127.0.0.1", "192.168.1.11"]
@@ -76,6 +76,16 @@ def test_keys_without_the_secret_of_the_cluster(tmp_path: Path) -> None:
     add_key(tmp_path / "keys.json")
     with pytest.raises(AccessError, match=r"access\.cluster_secret_file = .*secret: there is no"):
         protect(config(tmp_path), OFFICE)
+
+
+def test_the_front_door_asks_as_rank_0_does_and_counts_nothing(tmp_path: Path) -> None:
+    with pytest.raises(AccessError, match=r"Others can reach 0\.0\.0\.0"):
+        protect_front_door(config(tmp_path, "api_gateway.host=0.0.0.0"))
+    add_key(tmp_path / "keys.json")
+    guard, notice = protect_front_door(config(tmp_path, "api_gateway.host=0.0.0.0"))
+    assert not guard.policy.open
+    assert (guard.limiter, guard.audit) == (None, None)
+    assert "1 valid keys" in notice
 
 
 def test_neighbours_and_the_launcher_are_trusted_hops(tmp_path: Path) -> None:

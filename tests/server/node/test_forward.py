@@ -399,3 +399,10 @@ async def test_a_target_that_is_no_path_goes_nowhere_else(target: bytes) -> None
 def test_hop_by_hop_headers_are_found_in_any_spelling() -> None:
     headers = [(b"Connection", b"Close, X-Mine"), (b"x-mine", b"1"), (b"TE", b"x"), (b"A", b"b")]
     assert end_to_end(headers) == [(b"a", b"b")]
+
+
+async def test_rank_0_is_told_who_asked_whatever_the_client_says_of_itself() -> None:
+    async with node() as (upstream, client, _):
+        await client.get("/echo", headers={"x-forwarded-for": "203.0.113.7"})
+    values = [v for name, v in upstream.scopes[0]["headers"] if name == b"x-forwarded-for"]
+    assert values == [b"203.0.113.7", b"127.0.0.1"]  # read from the right
