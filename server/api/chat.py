@@ -171,6 +171,7 @@ def message_of(turn: WholeTurn) -> dict[str, Any]:
         "role": "assistant",
         "content": turn.content if turn.content or not turn.calls else None,
         "refusal": None,
+        "annotations": [],
     }
     if turn.reasoning:
         message["reasoning_content"] = turn.reasoning

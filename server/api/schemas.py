@@ -189,6 +189,7 @@ class Message(Part):
     function_call: Annotated[Any, only()] = None
     audio: Annotated[Any, only()] = None
     refusal: Annotated[Any, only()] = None
+    annotations: Annotated[Any, only([])] = None
 
     @property
     def text(self) -> str:

@@ -51,9 +51,7 @@ class ResponseStore:
         return len(self._entries)
 
     def put(self, response_id: str, stored: Stored) -> None:
-        """Keep a response; one that alone exceeds the bounds is not kept, nor one in the place of another's."""
-        if response_id in self._entries and self._entries[response_id][0].owner != stored.owner:
-            return
+        """Keep a response; one that alone exceeds the bounds is not kept."""
         self._drop(response_id)
         size = len(to_json([stored.document, stored.input_items, stored.messages]))
         self._entries[response_id] = stored, size

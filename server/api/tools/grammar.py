@@ -11,7 +11,7 @@ from server.api.constraints import schema_text
 from server.api.tools.families import JsonCall, Syntax, TaggedCall
 from server.api.tools.schemas import Tool
 
-MOST_CALLS = 64  # of one turn
+MOST_CALLS = 15  # after the first one of a turn; small models go on for ever
 DEFINITIONS = ("$defs", "definitions")  # what references of a schema point to
 
 

@@ -19,7 +19,12 @@ def test_document(client: Client) -> None:
     assert body["choices"] == [
         {
             "index": 0,
-            "message": {"role": "assistant", "content": "hello world", "refusal": None},
+            "message": {
+                "role": "assistant",
+                "content": "hello world",
+                "refusal": None,
+                "annotations": [],
+            },
             "logprobs": None,
             "finish_reason": "stop",
         }

@@ -86,7 +86,9 @@ def chat(client: Client, engine: FakeEngine, tokenizer: Any, said: str, **fields
     for call in choice["message"].get("tool_calls", []):
         call.pop("id")
     assert streamed == {
-        "message": {k: v for k, v in choice["message"].items() if k != "refusal"},
+        "message": {
+            k: v for k, v in choice["message"].items() if k not in ("refusal", "annotations")
+        },
         "finish_reason": choice["finish_reason"],
     }
     return choice
@@ -150,7 +152,12 @@ def test_an_answer_without_calls(
     client: Client, engine: FakeEngine, tokenizer: TokenizerWrapper
 ) -> None:
     choice = chat(client, engine, tokenizer, "hello < world")
-    assert choice["message"] == {"role": "assistant", "content": "hello < world", "refusal": None}
+    assert choice["message"] == {
+        "role": "assistant",
+        "content": "hello < world",
+        "refusal": None,
+        "annotations": [],
+    }
     assert choice["finish_reason"] == "stop"
 
 
