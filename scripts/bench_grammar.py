@@ -179,7 +179,7 @@ def outlines_core_(tokenizer: PreTrainedTokenizerFast, added: Sequence[str]) -> 
             return True
 
         def may_end(self) -> bool:
-            return bool(self._guide.accepts_tokens([end]))
+            return bool(self._guide.is_finished())
 
     return Made
 

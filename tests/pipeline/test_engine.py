@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
@@ -11,13 +12,21 @@ from functools import cache
 from typing import Any
 
 import mlx.core as mx
+import msgspec
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
 from pipeline.engine import Engine
-from pipeline.errors import BrokenOutput, ContextTooLong, EngineFault, EngineStopped, QueueFull
+from pipeline.errors import (
+    BrokenOutput,
+    ConstraintRefused,
+    ContextTooLong,
+    EngineFault,
+    EngineStopped,
+    QueueFull,
+)
 from pipeline.memory import Budget, MemoryState
-from pipeline.request import GenerationRequest, SamplingParams, TokenEvent
+from pipeline.request import Constraint, GenerationRequest, SamplingParams, TokenEvent
 from pipeline.ring import Ring
 from pipeline.sampler import Sampler
 from pipeline.scheduler import Limits, Scheduler
@@ -25,6 +34,7 @@ from pipeline.split import Stage, probe
 from pipeline.worker import Worker
 from tests.pipeline.split.tiny import CONFIGS
 from tests.pipeline.tiny_models import make_model
+from tests.pipeline.vocabularies import END, grammars, text_of
 
 VOCABULARY = 97
 GREEDY = SamplingParams(temperature=0.0)
@@ -53,7 +63,9 @@ def running(architecture: str = "llama", **changes: Any) -> Iterator[tuple[Engin
         model = make_model(CONFIGS[architecture])
         blueprint = probe(make_model(CONFIGS[architecture]))
         stage = Stage(model, blueprint, 0, blueprint.num_layers)
-        worker = Worker(stage, blueprint.passes, Ring(), None, Sampler(VOCABULARY), DEADLINE)
+        worker = Worker(
+            stage, blueprint.passes, Ring(), None, Sampler(VOCABULARY, grammars()), DEADLINE
+        )
         engine = Engine(Scheduler(limits(**changes)), worker, None, DEADLINE)
         made.set_result((engine, worker))
         try:
@@ -124,6 +136,27 @@ def test_tokens_are_those_of_the_whole_model(architecture: str, length: int) -> 
     assert [event.finish for event in events] == [None] * 7 + ["length"]
 
 
+def regex(text: str) -> Constraint:
+    return Constraint(kind="regex", text=text, ends=(END,))
+
+
+def test_a_constraint_that_can_not_go_on_ends_its_request_alone() -> None:
+    held = SamplingParams(temperature=0.0, constraint=regex("[0-9]{8}"), end_tokens=(END,))
+    broken = SamplingParams(temperature=0.0, constraint=regex("a("))
+
+    async def both(engine: Engine) -> list[TokenEvent]:
+        jobs = [collect(engine.generate(request((3, 4), 20, params=p))) for p in (held, broken)]
+        good, bad = await asyncio.gather(*jobs, return_exceptions=True)
+        assert isinstance(bad, ConstraintRefused)
+        assert isinstance(good, list)
+        return good
+
+    with running() as (engine, _):
+        events = asyncio.run(both(engine))
+    assert text_of(tokens_of(events)).isdigit()
+    assert [event.finish for event in events] == [None] * 8 + ["stop"]
+
+
 @pytest.mark.parametrize("architecture", ["llama", "mamba2"])
 def test_sequences_that_lose_their_place_go_on_as_if_they_had_not(architecture: str) -> None:
     """When all run, memory becomes too little: the batch shrinks to one, and everybody is served."""
@@ -132,6 +165,8 @@ def test_sequences_that_lose_their_place_go_on_as_if_they_had_not(architecture: 
     )
     jobs = [request(tuple(range(i, i + 3 + 4 * i)), 40 + i) for i in range(1, 5)]
     jobs += [request(tuple(range(i, i + 20)), 44, params=sampled) for i in range(3)]
+    held = msgspec.structs.replace(sampled, constraint=regex("(ab|cd){4,9}x{50}"))
+    jobs += [request(tuple(range(i, i + 9)), 40, params=held) for i in range(2)]
 
     async def all_at_once(
         engine: Engine, worker: Worker, memory_bytes: int
@@ -165,6 +200,8 @@ def test_sequences_that_lose_their_place_go_on_as_if_they_had_not(architecture: 
         assert tokens_of(events) == tokens_of(wanted)
         assert [event.finish for event in events] == [event.finish for event in wanted]
         assert not any(event.cached for event in events[1:])
+    for events in results[-2:]:
+        assert re.fullmatch("(ab|cd){4,9}x*", text_of(tokens_of(events)))
 
 
 def test_together_as_alone() -> None:
