@@ -217,6 +217,10 @@ class Sampler:
         for stale in [key for key in self._batches if sequence in key]:
             del self._batches[stale]
 
+    def constrains(self, sequences: Sequence[int]) -> bool:
+        """Whether any of these has a constraint."""
+        return any(sequence in self._matchers for sequence in sequences)
+
     def __call__(self, logits: mx.array, sequences: Sequence[int]) -> Sampled:
         """Choose one token per sequence.
 

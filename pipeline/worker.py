@@ -253,6 +253,9 @@ class Worker:
             # Without evaluating the logits, neither head nor the last layer's feed-forward is computed.
             done = self._evaluate(step, expected, [], also)
             return Result(step.id, seconds=done.seconds, memory=done.memory)
+        if expected is None and self._sampler.constrains(work.sequences):
+            # The last masks may still be in the making: nothing else keeps the stage from beginning.
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]
         sampled = self._sampler(logits[:, -1], work.sequences)
         done = self._evaluate(step, expected, sampled.arrays(), also)
         tokens, logprobs = sampled.record()

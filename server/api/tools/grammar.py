@@ -119,10 +119,12 @@ class CallGrammar:
 
     def _tagged(self, number: int, form: TaggedCall, schema: dict[str, Any], lenient: bool) -> str:
         """All arguments in the order of the schema; those that are not required may be left out."""
-        required = schema.get("required", [])
+        required, properties = schema.get("required"), schema.get("properties")
+        required = required if isinstance(required, list) else []
+        properties = properties if isinstance(properties, dict) else {}
         shared = {key: schema[key] for key in DEFINITIONS if key in schema}
         terms: list[str] = []
-        for place, (key, value) in enumerate(schema.get("properties", {}).items()):
+        for place, (key, value) in enumerate(properties.items()):
             name = f"argument{number}_{place}"
             before = form.argument.replace("{key}", key)
             alone = {**shared, **value} if isinstance(value, dict) else {}
@@ -156,8 +158,9 @@ class CallGrammar:
             value = json_rule({} if lenient else schema, lenient=True)
             return f"{literal(before)} {value} {literal(form.argument_end)}"
         head, tail = form.text
-        if "enum" in schema:
-            options = " | ".join(quoted(each) for each in schema["enum"] if isinstance(each, str))
+        choices = schema.get("enum")
+        if isinstance(choices, list) and choices:
+            options = " | ".join(quoted(str(each)) for each in choices)
             return f"{literal(before + head)} ({options}) {literal(tail + form.argument_end)}"
         return f"{literal(before + head)} {self._text(name, tail + form.argument_end)}"
 
