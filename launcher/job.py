@@ -24,13 +24,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
 from launcher.hostfile import Hostfile, HostfileError, local_hostfile, read_hostfile
 from launcher.login import explain_login
+from launcher.logs import STREAM, LogStream
 from launcher.outcome import Outcome, Transcript
 from launcher.remote import environment_arguments
 from launcher.session import KILL_TIMEOUT, kill_session
@@ -55,6 +56,7 @@ class JobSpec:
     backend: str = "ring"
     starting_port: int = STARTING_PORT
     grace: float = GRACE
+    log_stream: bool = False  # ranks write log lines for launcher.logs.LogStream
 
     def arguments(self, hosts: Hostfile, base: Mapping[str, str]) -> list[str]:
         """The arguments for `launcher.mlx_launch`; `base` is the user's environment."""
@@ -65,7 +67,7 @@ class JobSpec:
         if backend == "mpi" and hosts.is_local:
             # mpirun refuses more ranks than cores unless told that this is meant.
             arguments += ["--mpi-arg=--map-by :OVERSUBSCRIBE"]
-        arguments += environment_arguments(hosts, backend, base)
+        arguments += environment_arguments(hosts, backend, {**base, **self._variables})
         return [*arguments, "--", *self.command]
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
@@ -76,7 +78,11 @@ class JobSpec:
         environment.pop("PYTHONUNBUFFERED", None)
         if self.backend == "mpi" and os.geteuid() == 0:
             environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        return environment
+        return environment | self._variables
+
+    @property
+    def _variables(self) -> dict[str, str]:
+        return {STREAM: "1"} if self.log_stream else {}
 
     def check(self, hosts: Hostfile) -> None:
         """Raises JobError for what would only fail once ranks have been started, or not at all."""
@@ -229,10 +235,6 @@ class LineBuffer:
             yield line.decode("utf-8", errors="replace").rstrip("\r")
 
 
-def _print_line(line: str, is_error: bool) -> None:
-    print(line, file=sys.stderr if is_error else sys.stdout, flush=True)
-
-
 @contextlib.contextmanager
 def stopped_by_signals(job: Job) -> Iterator[None]:
     """Turn Ctrl-C, termination and hangup into `job.stop()`."""
@@ -253,10 +255,11 @@ def stopped_by_signals(job: Job) -> Iterator[None]:
 
 def run_in_foreground(spec: JobSpec) -> int:
     """Run a job as a command of a shell: output relayed, why it failed last; the exit status."""
-    job = Job(spec, _print_line)
     try:
-        with stopped_by_signals(job):
-            outcome = job.run()
+        with contextlib.closing(LogStream()) as stream:
+            job = Job(replace(spec, log_stream=True), stream)
+            with stopped_by_signals(job):
+                outcome = job.run()
     except (HostfileError, JobError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,6 +1,8 @@
 """The log lines of all ranks as one stream: in order, coloured, and kept in files that are rotated.
 
-Ranks write JSON lines; what is none, such as the words of mlx.launch, passes through as it is.
+A rank whose environment has STREAM writes each line as JSON after a record separator (RFC 7464), unless its
+settings say how lines are to look.  What comes without one passes through as it is: JSON that was asked for,
+the words of mlx.launch, output of libraries.
 """
 
 from __future__ import annotations
@@ -19,6 +21,9 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 Form = Literal["text", "json"]
+
+STREAM = "MLXC_LOG_STREAM"  # see server.logs
+SEPARATOR = "\x1e"
 
 HOLD_S = 0.3  # a line waits so long for older ones of other ranks, which come over ssh
 FILE_BYTES = 10 << 20
@@ -82,10 +87,10 @@ class Merger:
 
 def parse(line: str) -> Mapping[str, Any] | None:
     """The event of a rank's log line; None for anything else."""
-    if not line.startswith("{"):
+    if not line.startswith(SEPARATOR):
         return None
     try:
-        event = json.loads(line)
+        event = json.loads(line[1:])
     except (ValueError, RecursionError):
         return None
     wanted = isinstance(event, dict) and isinstance(event.get("event"), str)
@@ -159,7 +164,7 @@ class LogStream:
     def say(self, event: str, level: str = "info", **fields: object) -> None:
         """A line of the launcher itself."""
         line = {"time": self._clock(), "level": level, "event": event, **fields}
-        self(json.dumps(line, default=str), True)
+        self(SEPARATOR + json.dumps(line, default=str), True)
 
     def close(self) -> None:
         """Show what is held back, and end."""
@@ -185,7 +190,7 @@ class LogStream:
                 return
 
     def _show(self, entry: Entry) -> None:
-        text = entry.text
+        text = entry.text.removeprefix(SEPARATOR)
         if entry.event is not None and self._form == "text":
             text = readable(entry.event, self._colours)
         print(text, file=self._error if entry.is_error else self._out, flush=True)
@@ -195,7 +200,7 @@ class LogStream:
     def _keep(self, entry: Entry) -> None:
         """Files have JSON lines only."""
         assert self._file is not None
-        text = entry.text
+        text = entry.text.removeprefix(SEPARATOR)
         if entry.event is None:
             text = json.dumps({"time": entry.time, "level": "info", "event": text})
         self._file.emit(logging.makeLogRecord({"msg": text}))

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from launcher import logs
-from launcher.logs import LogStream, Merger, parse, readable
+from launcher.logs import SEPARATOR, LogStream, Merger, parse, readable
+from server import logs as server_logs
 
 
 def line(at: float, rank: int = 0, event: str = "ready", **fields: Any) -> str:
-    return json.dumps(
+    return SEPARATOR + json.dumps(
         {"time": at, "level": "info", "event": event, "rank": rank, "node": f"mini{rank}", **fields}
     )
 
@@ -47,11 +48,14 @@ def test_lines_of_one_moment_stay_as_they_came_and_a_wrong_clock_holds_up_nobody
     "text", ["", "fatal: no", "{", "[1]", '{"event": "x"}', '{"time": 1}', "{" * 10_000]
 )
 def test_what_is_no_log_line(text: str) -> None:
-    assert parse(text) is None
+    assert parse(SEPARATOR + text) is None
+    assert parse(line(1.0)) is not None
+    assert parse(line(1.0).removeprefix(SEPARATOR)) is None  # somebody asked for JSON
 
 
 def test_readable_lines() -> None:
-    event = json.loads(line(0.5, 1, "settings changed", request_id="req 1", epoch=7))
+    event = parse(line(0.5, 1, "settings changed", request_id="req 1", epoch=7))
+    assert event is not None
     assert readable(event, colours=False)[12:] == (
         ' 1 mini1    info    settings changed request_id="req 1"'
     )
@@ -96,4 +100,8 @@ def test_json_is_passed_on_as_it_is() -> None:
     stream = LogStream("json", out=io.StringIO(), error=error)
     stream(line(1.0), True)
     stream.close()
-    assert error.getvalue() == line(1.0) + "\n"
+    assert error.getvalue() == line(1.0)[1:] + "\n"
+
+
+def test_the_separator_is_the_one_that_ranks_write() -> None:
+    assert (server_logs.STREAM, server_logs.SEPARATOR) == (logs.STREAM, SEPARATOR)

@@ -1,0 +1,205 @@
+#!/usr/bin/env python3
+"""What being watched costs: tokens/s with viewers of the event feed and scrapes, against without.
+
+    python scripts/bench_observe.py --ranks 2 --streams 8 --rounds 9
+
+One server for all rounds.  In each round the same load runs twice, watched and unwatched, in turn the one or
+the other first, so that what slows the machine down for a while hits both.  Watched means: so many viewers of
+/v1/cluster/events, and each second one scrape of /metrics and one look at the latest logs; they run on this
+machine too, so their own CPU time is part of the cost.  What is always on, metrics of each token, can't be left
+out of a server; it is timed by itself, and its share is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prometheus_client import CollectorRegistry
+
+from benchlib.client import Client, Request
+from benchlib.load import closed_loop, warm_up
+from benchlib.options import (
+    add_setup_arguments,
+    new_parser,
+    parse,
+    positive,
+    run,
+    run_rounds,
+    say,
+    setup_of,
+)
+from benchlib.prompts import PromptMaker
+from benchlib.report import Column, new_figure, save_figure, table, write_json
+from benchlib.servers import Server, ServerFailed, scratch_folder
+from benchlib.stats import ratio
+from benchlib.targets import OURS, Target
+from pipeline.request import GenerationRequest, SamplingParams, TokenEvent
+from server.observe.latency import Latencies
+from server.observe.requests import RequestBook
+
+SCRAPE_S = 1.0
+HOOK_TOKENS = 100_000
+COLUMNS = (
+    Column("rounds", "rounds", "d"),
+    Column("unwatched", "unwatched, tokens/s"),
+    Column("watched", "watched, tokens/s"),
+    Column("ratio", "ratio", ".4f"),
+    Column("low", "lowest", ".4f"),
+    Column("high", "highest", ".4f"),
+    Column("pictures", "pictures/s per viewer"),
+    Column("hook_us", "always on, us/token", ".2f"),
+    Column("hook_percent", "of one core, %", ".3f"),
+)
+
+
+async def view(client: httpx.AsyncClient, seen: list[int]) -> None:
+    """A viewer of the event feed, until cancelled; counts the pictures."""
+    async with client.stream("GET", "/v1/cluster/events", timeout=None) as events:
+        events.raise_for_status()
+        async for line in events.aiter_lines():
+            seen[0] += line.startswith("data: ")
+
+
+async def scrape(client: httpx.AsyncClient) -> None:
+    """What a Prometheus and a dashboard ask for, until cancelled."""
+    while True:
+        for path in ("/metrics", "/v1/cluster/logs?lines=100"):
+            (await client.get(path)).raise_for_status()
+        await asyncio.sleep(SCRAPE_S)
+
+
+@contextlib.asynccontextmanager
+async def watched(url: str, viewers: int) -> AsyncIterator[list[int]]:
+    """All that watches; gives the number of pictures that all viewers have seen."""
+    seen = [0]
+    async with httpx.AsyncClient(base_url=url, timeout=30) as client:
+        tasks = [asyncio.create_task(view(client, seen)) for _ in range(viewers)]
+        tasks.append(asyncio.create_task(scrape(client)))
+        try:
+            yield seen
+        finally:
+            ended = [task for task in tasks if task.done()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for task in ended:
+                if task.exception() is not None:
+                    raise ServerFailed(f"a viewer was lost: {task.exception()!r}")
+
+
+async def load(server: Server, requests: Sequence[Request], streams: int) -> tuple[float, float]:
+    """Tokens per second, and seconds."""
+    async with Client(server.url, server.model) as client:
+        done = await closed_loop(client, requests, streams)
+    if done.errors:
+        raise ServerFailed(f"requests failed: {done.errors}")
+    rate = done.summary()["tokens_per_s"]
+    assert rate is not None
+    return rate, done.seconds
+
+
+async def one_round(
+    args: argparse.Namespace, server: Server, prompts: PromptMaker, number: int
+) -> dict[str, Any]:
+    """The same load twice."""
+    found: dict[str, Any] = {}
+    for is_watched in (number % 2 == 0, number % 2 == 1):
+        seed = 1000 * (2 * number + is_watched)
+        requests = [
+            Request(prompts.prompt(seed + i, args.prompt), args.tokens)
+            for i in range(2 * args.streams)
+        ]
+        if is_watched:
+            async with watched(server.url, args.viewers) as seen:
+                found["watched"], seconds = await load(server, requests, args.streams)
+                found["pictures"] = seen[0] / seconds / args.viewers
+        else:
+            found["unwatched"], _ = await load(server, requests, args.streams)
+    found["ratio"] = ratio(found["watched"], found["unwatched"])
+    say(f"round {number}: {found['ratio']:.4f}")
+    return found
+
+
+def hook_us() -> float:
+    """Microseconds that the books take for one token."""
+    book = RequestBook(Latencies("model", CollectorRegistry()))
+    flight = book.open(
+        GenerationRequest(id="x", prompt=(1,), params=SamplingParams(), max_tokens=HOOK_TOKENS)
+    )
+    event = TokenEvent(1)
+    began = time.perf_counter()
+    for _ in range(HOOK_TOKENS):
+        book.token(flight, event)
+    return 1e6 * (time.perf_counter() - began) / HOOK_TOKENS
+
+
+def report(args: argparse.Namespace, rows: list[dict[str, Any]], of_what: str) -> None:
+    """Show and write the results."""
+    ratios = [row["ratio"] for row in rows]
+    hook = hook_us()
+    summary = {
+        "rounds": len(rows),
+        **{key: statistics.median(row[key] for row in rows) for key in ("unwatched", "watched")},
+        "ratio": statistics.median(ratios),
+        "low": min(ratios),
+        "high": max(ratios),
+        "pictures": statistics.median(row["pictures"] for row in rows),
+        "hook_us": hook,
+    }
+    summary["hook_percent"] = 1e-4 * hook * summary["unwatched"]
+    print(f"\n{args.streams} streams, {args.ranks} ranks, {args.viewers} viewers; {of_what}.\n")
+    print(table(COLUMNS, [summary]))
+    write_json(args, benchmark="observe", summary=summary, rounds=rows)
+    if args.plot:
+        draw(ratios, args.plot)
+
+
+def draw(ratios: Sequence[float], path: Path) -> None:
+    """The ratio of each round, and their median."""
+    figure = new_figure(1)
+    [axes] = figure.axes
+    axes.plot(range(len(ratios)), ratios, "o")
+    axes.axhline(statistics.median(ratios), linestyle="--")
+    axes.set(title="watched / unwatched", xlabel="round", ylabel="ratio of tokens/s")
+    save_figure(figure, path)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = new_parser(__doc__, rounds=9)
+    parser.add_argument("--ranks", type=positive, default=2, help="default: 2")
+    parser.add_argument("--streams", type=positive, default=8, help="default: 8")
+    parser.add_argument("--viewers", type=positive, default=5, help="default: 5")
+    parser.add_argument("--prompt", type=positive, default=32, help="tokens; default: 32")
+    parser.add_argument("--tokens", type=positive, default=64, help="output; default: 64")
+    add_setup_arguments(parser)
+    return parse(parser)
+
+
+def main() -> None:
+    args = parse_arguments()
+    setup = setup_of(args)
+    with (
+        scratch_folder() as scratch,
+        setup.server(Target(OURS, args.ranks), Path(scratch)) as server,
+    ):
+        asyncio.run(warm_up(server))
+        prompts = PromptMaker.of_model(setup.model)
+
+        def measure(number: int) -> list[dict[str, Any]]:
+            return [asyncio.run(one_round(args, server, prompts, number))]
+
+        run_rounds(args.rounds, measure, partial(report, args))
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
