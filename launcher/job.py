@@ -31,7 +31,7 @@ from typing import IO, NoReturn
 
 from launcher.hostfile import Hostfile, HostfileError, local_hostfile, read_hostfile
 from launcher.login import explain_login
-from launcher.logs import STREAM, LogStream
+from launcher.logs import STREAM, LogsError, LogStream
 from launcher.outcome import Outcome, Transcript
 from launcher.remote import environment_arguments
 from launcher.session import KILL_TIMEOUT, kill_session
@@ -253,14 +253,17 @@ def stopped_by_signals(job: Job) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_in_foreground(spec: JobSpec) -> int:
-    """Run a job as a command of a shell: output relayed, why it failed last; the exit status."""
+def run_in_foreground(spec: JobSpec, log_folder: Path | None = None) -> int:
+    """Run a job as a command of a shell: output relayed, why it failed last; the exit status.
+
+    `log_folder`: where the log lines of all ranks are kept too.
+    """
     try:
-        with contextlib.closing(LogStream()) as stream:
+        with contextlib.closing(LogStream(folder=log_folder)) as stream:
             job = Job(replace(spec, log_stream=True), stream)
             with stopped_by_signals(job):
                 outcome = job.run()
-    except (HostfileError, JobError) as error:
+    except (HostfileError, JobError, LogsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for reason in outcome.reasons:
@@ -291,6 +294,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--grace", type=float, default=GRACE, metavar="SECONDS", help="that ranks get to stop"
     )
+    parser.add_argument(
+        "--log-folder", type=Path, metavar="DIR", help="keep log lines there, in rotated files"
+    )
     parser.add_argument("command", nargs="+", help="what each rank runs, after --")
     args = parser.parse_args(arguments)
     if args.ranks is not None and args.ranks < 1:
@@ -305,9 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except HostfileError as error:
             parser.error(str(error))
         command = tuple(args.command)
-        return run_in_foreground(
-            JobSpec(command, hostfile, backend, args.starting_port, args.grace)
-        )
+        spec = JobSpec(command, hostfile, backend, args.starting_port, args.grace)
+        return run_in_foreground(spec, args.log_folder)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ _LEVEL_COLOURS = {"debug": 90, "warning": 33, "error": 31, "critical": 31}
 _SHOWN = frozenset(("time", "level", "event", "rank", "node", "epoch", "exception", "logger"))
 
 
+class LogsError(Exception):
+    """Logs can't be kept where they should be; one sentence for the user."""
+
+
 @dataclass(frozen=True, order=True)
 class Entry:
     """A line with what it is ordered by."""
@@ -143,7 +147,7 @@ class LogStream:
     ) -> None:
         """`form`: None is text.  `folder`: for name.log and its older parts; None: no files.
 
-        Raises OSError when no file can be written there.
+        Raises LogsError when no file can be written there.
         """
         self._out, self._error = out or sys.stdout, error or sys.stderr
         self._form, self._clock = form or "text", clock
@@ -207,7 +211,9 @@ class LogStream:
 
 
 def _file(folder: Path, name: str) -> RotatingFileHandler:
-    folder.mkdir(parents=True, exist_ok=True)
-    return RotatingFileHandler(
-        folder / f"{name}.log", maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8"
-    )
+    path = folder / f"{name}.log"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8")
+    except OSError as error:
+        raise LogsError(f"{path}: logs can't be kept there: {error.strerror}") from error

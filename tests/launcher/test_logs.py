@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,10 @@ from typing import Any
 import pytest
 
 from launcher import logs
-from launcher.logs import SEPARATOR, LogStream, Merger, parse, readable
+from launcher.logs import SEPARATOR, LogsError, LogStream, Merger, parse, readable
 from server import logs as server_logs
+
+ROOT = Path(__file__).parents[2]
 
 
 def line(at: float, rank: int = 0, event: str = "ready", **fields: Any) -> str:
@@ -105,3 +109,26 @@ def test_json_is_passed_on_as_it_is() -> None:
 
 def test_the_separator_is_the_one_that_ranks_write() -> None:
     assert (server_logs.STREAM, server_logs.SEPARATOR) == (logs.STREAM, SEPARATOR)
+
+
+def test_a_folder_that_can_t_be_written_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LogsError, match=r"file/cluster\.log: logs can't be kept there: File exists"):
+        LogStream(folder=tmp_path / "file")
+
+
+def test_a_job_keeps_its_lines(tmp_path: Path) -> None:
+    said = line(5.0, 1, "ready")
+    script = f"import os, sys; print({said!r} if 'MLXC_LOG_STREAM' in os.environ else '', file=sys.stderr)"
+    command = [sys.executable, "-m", "launcher.job", "--ranks", "1", "--log-folder", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--", sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        cwd=ROOT,
+    )
+    assert "1 mini1    info    ready" in done.stderr
+    kept = [json.loads(text) for text in (tmp_path / "cluster.log").read_text().splitlines()]
+    assert any(entry["event"] == "ready" and entry["rank"] == 1 for entry in kept)
