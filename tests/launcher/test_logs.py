@@ -113,7 +113,9 @@ def test_the_separator_is_the_one_that_ranks_write() -> None:
 
 def test_a_folder_that_can_t_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(LogsError, match=r"file/cluster\.log: logs can't be kept there: File exists"):
+    with pytest.raises(
+        LogsError, match=r"file/cluster\.log: logs can't be kept there: File exists"
+    ):
         LogStream(folder=tmp_path / "file")
 
 
