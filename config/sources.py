@@ -23,7 +23,6 @@ PREFIX = "MLXC_"
 
 # Variables with the prefix that are not settings, and who reads them.
 PLAIN_VARIABLES = {
-    "MLXC_LOG_STREAM": "Log lines go to a launcher, which shows those of all ranks as one stream.",
     "MLXC_CACHE_DIR": "Folder for converted models; read by whoever converts or opens them.",
 }
 

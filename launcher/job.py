@@ -24,14 +24,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
 from launcher.hostfile import Hostfile, HostfileError, local_hostfile, read_hostfile
 from launcher.login import explain_login
-from launcher.logs import STREAM, LogsError, LogStream
 from launcher.outcome import Outcome, Transcript
 from launcher.remote import environment_arguments
 from launcher.session import KILL_TIMEOUT, kill_session
@@ -56,7 +55,6 @@ class JobSpec:
     backend: str = "ring"
     starting_port: int = STARTING_PORT
     grace: float = GRACE
-    log_stream: bool = False  # ranks write log lines for launcher.logs.LogStream
 
     def arguments(self, hosts: Hostfile, base: Mapping[str, str]) -> list[str]:
         """The arguments for `launcher.mlx_launch`; `base` is the user's environment."""
@@ -67,7 +65,7 @@ class JobSpec:
         if backend == "mpi" and hosts.is_local:
             # mpirun refuses more ranks than cores unless told that this is meant.
             arguments += ["--mpi-arg=--map-by :OVERSUBSCRIBE"]
-        arguments += environment_arguments(hosts, backend, {**base, **self._variables})
+        arguments += environment_arguments(hosts, backend, base)
         return [*arguments, "--", *self.command]
 
     def environment(self, base: Mapping[str, str]) -> dict[str, str]:
@@ -78,11 +76,7 @@ class JobSpec:
         environment.pop("PYTHONUNBUFFERED", None)
         if self.backend == "mpi" and os.geteuid() == 0:
             environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-        return environment | self._variables
-
-    @property
-    def _variables(self) -> dict[str, str]:
-        return {STREAM: "1"} if self.log_stream else {}
+        return environment
 
     def check(self, hosts: Hostfile) -> None:
         """Raises JobError for what would only fail once ranks have been started, or not at all."""
@@ -235,6 +229,10 @@ class LineBuffer:
             yield line.decode("utf-8", errors="replace").rstrip("\r")
 
 
+def _print_line(line: str, is_error: bool) -> None:
+    print(line, file=sys.stderr if is_error else sys.stdout, flush=True)
+
+
 @contextlib.contextmanager
 def stopped_by_signals(job: Job) -> Iterator[None]:
     """Turn Ctrl-C, termination and hangup into `job.stop()`."""
@@ -253,17 +251,13 @@ def stopped_by_signals(job: Job) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def run_in_foreground(spec: JobSpec, log_folder: Path | None = None) -> int:
-    """Run a job as a command of a shell: output relayed, why it failed last; the exit status.
-
-    `log_folder`: where the log lines of all ranks are kept too.
-    """
+def run_in_foreground(spec: JobSpec) -> int:
+    """Run a job as a command of a shell: output relayed, why it failed last; the exit status."""
+    job = Job(spec, _print_line)
     try:
-        with contextlib.closing(LogStream(folder=log_folder)) as stream:
-            job = Job(replace(spec, log_stream=True), stream)
-            with stopped_by_signals(job):
-                outcome = job.run()
-    except (HostfileError, JobError, LogsError) as error:
+        with stopped_by_signals(job):
+            outcome = job.run()
+    except (HostfileError, JobError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for reason in outcome.reasons:
@@ -294,9 +288,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--grace", type=float, default=GRACE, metavar="SECONDS", help="that ranks get to stop"
     )
-    parser.add_argument(
-        "--log-folder", type=Path, metavar="DIR", help="keep log lines there, in rotated files"
-    )
     parser.add_argument("command", nargs="+", help="what each rank runs, after --")
     args = parser.parse_args(arguments)
     if args.ranks is not None and args.ranks < 1:
@@ -311,8 +302,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except HostfileError as error:
             parser.error(str(error))
         command = tuple(args.command)
-        spec = JobSpec(command, hostfile, backend, args.starting_port, args.grace)
-        return run_in_foreground(spec, args.log_folder)
+        return run_in_foreground(
+            JobSpec(command, hostfile, backend, args.starting_port, args.grace)
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """The log lines of all ranks as one stream: in order, coloured, and kept in files that are rotated.
 
-A rank whose environment has STREAM writes each line as JSON after a record separator (RFC 7464), unless its
-settings say how lines are to look.  What comes without one passes through as it is: JSON that was asked for,
-the words of mlx.launch, output of libraries.
+Ranks write JSON lines; what is none, such as the words of mlx.launch, passes through as it is.
 """
 
 from __future__ import annotations
@@ -22,9 +20,6 @@ from typing import Any, Literal, TextIO
 
 Form = Literal["text", "json"]
 
-STREAM = "MLXC_LOG_STREAM"  # see server.logs
-SEPARATOR = "\x1e"
-
 HOLD_S = 0.3  # a line waits so long for older ones of other ranks, which come over ssh
 FILE_BYTES = 10 << 20
 FILES = 5  # older ones, besides the one that is written
@@ -32,10 +27,6 @@ FILES = 5  # older ones, besides the one that is written
 _RANK_COLOURS = (36, 32, 35, 34, 33, 96, 92, 95, 94)  # of a terminal, from rank 0 on
 _LEVEL_COLOURS = {"debug": 90, "warning": 33, "error": 31, "critical": 31}
 _SHOWN = frozenset(("time", "level", "event", "rank", "node", "epoch", "exception", "logger"))
-
-
-class LogsError(Exception):
-    """Logs can't be kept where they should be; one sentence for the user."""
 
 
 @dataclass(frozen=True, order=True)
@@ -91,10 +82,10 @@ class Merger:
 
 def parse(line: str) -> Mapping[str, Any] | None:
     """The event of a rank's log line; None for anything else."""
-    if not line.startswith(SEPARATOR):
+    if not line.startswith("{"):
         return None
     try:
-        event = json.loads(line[1:])
+        event = json.loads(line)
     except (ValueError, RecursionError):
         return None
     wanted = isinstance(event, dict) and isinstance(event.get("event"), str)
@@ -147,7 +138,7 @@ class LogStream:
     ) -> None:
         """`form`: None is text.  `folder`: for name.log and its older parts; None: no files.
 
-        Raises LogsError when no file can be written there.
+        Raises OSError when no file can be written there.
         """
         self._out, self._error = out or sys.stdout, error or sys.stderr
         self._form, self._clock = form or "text", clock
@@ -168,7 +159,7 @@ class LogStream:
     def say(self, event: str, level: str = "info", **fields: object) -> None:
         """A line of the launcher itself."""
         line = {"time": self._clock(), "level": level, "event": event, **fields}
-        self(SEPARATOR + json.dumps(line, default=str), True)
+        self(json.dumps(line, default=str), True)
 
     def close(self) -> None:
         """Show what is held back, and end."""
@@ -194,7 +185,7 @@ class LogStream:
                 return
 
     def _show(self, entry: Entry) -> None:
-        text = entry.text.removeprefix(SEPARATOR)
+        text = entry.text
         if entry.event is not None and self._form == "text":
             text = readable(entry.event, self._colours)
         print(text, file=self._error if entry.is_error else self._out, flush=True)
@@ -204,16 +195,14 @@ class LogStream:
     def _keep(self, entry: Entry) -> None:
         """Files have JSON lines only."""
         assert self._file is not None
-        text = entry.text.removeprefix(SEPARATOR)
+        text = entry.text
         if entry.event is None:
             text = json.dumps({"time": entry.time, "level": "info", "event": text})
         self._file.emit(logging.makeLogRecord({"msg": text}))
 
 
 def _file(folder: Path, name: str) -> RotatingFileHandler:
-    path = folder / f"{name}.log"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8")
-    except OSError as error:
-        raise LogsError(f"{path}: logs can't be kept there: {error.strerror}") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    return RotatingFileHandler(
+        folder / f"{name}.log", maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8"
+    )

@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import structlog
 
@@ -22,9 +22,6 @@ Processor: TypeAlias = structlog.typing.Processor
 
 KEPT_LINES = 1000  # waiting to be shipped; the oldest go first
 MAX_LINE = 16_000  # characters of a shipped line; tracebacks may be longer
-
-STREAM = "MLXC_LOG_STREAM"  # set by the launcher, which reads what launcher.logs describes
-SEPARATOR = "\x1e"
 
 _identity: dict[str, object] = {}  # of this process, known once it has met the others
 
@@ -79,8 +76,9 @@ def configure(
     show_content: whether messages of errors may be logged that can quote what a client sent.
     """
     shared = [*_shared(), *([] if show_content else [withhold_messages])]
+    as_json = (form or fitting_form()) == "json"
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_formatter(shared, _processors(form or fitting_form())))
+    handler.setFormatter(_formatter(shared, _json_processors() if as_json else _text_processors()))
     root = logging.getLogger()
     shipping().setFormatter(_formatter(shared, _json_processors()))
     root.handlers[:] = [handler, shipping()]
@@ -101,12 +99,7 @@ def configure(
 
 
 def fitting_form() -> str:
-    """Text where a person reads it: on a terminal, and through mlx.launch, which has one.
-
-    The launcher asks for a stream that it shows in its own way.
-    """
-    if STREAM in os.environ:
-        return "stream"
+    """Text where a person reads it: on a terminal, and through mlx.launch, which has one."""
     return "text" if sys.stderr.isatty() or "MLX_RANK" in os.environ else "json"
 
 
@@ -142,16 +135,6 @@ def _shared() -> list[Processor]:
 def _formatter(shared: list[Processor], last: list[Processor]) -> logging.Formatter:
     remove = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=[remove, *last])
-
-
-def _processors(form: str) -> list[Processor]:
-    if form == "text":
-        return _text_processors()
-    return [*_json_processors(), *([_separated] if form == "stream" else [])]
-
-
-def _separated(logger: object, method: str, line: Any) -> str:
-    return f"{SEPARATOR}{line}"
 
 
 def _json_processors() -> list[Processor]:

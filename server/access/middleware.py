@@ -24,6 +24,7 @@ from server.access.pages import Pages
 from server.access.policy import AccessPolicy, Credentials
 from server.access.principal import NOBODY, Principal
 from server.access.roles import Rule
+from server.observe.errors import count_error
 
 UNKNOWN = "-"
 METHODS = frozenset(
@@ -116,6 +117,7 @@ class _Visit:
             *((name.encode(), value.encode()) for name, value in refusal.headers.items()),
         ]
         self._code = refusal.code
+        count_error(refusal.failure.type, refusal.code)
         log_refusal(refusal, self._client)
         await self._send_on(
             {"type": "http.response.start", "status": refusal.status, "headers": headers}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -13,14 +11,11 @@ from typing import Any
 import pytest
 
 from launcher import logs
-from launcher.logs import SEPARATOR, LogsError, LogStream, Merger, parse, readable
-from server import logs as server_logs
-
-ROOT = Path(__file__).parents[2]
+from launcher.logs import LogStream, Merger, parse, readable
 
 
 def line(at: float, rank: int = 0, event: str = "ready", **fields: Any) -> str:
-    return SEPARATOR + json.dumps(
+    return json.dumps(
         {"time": at, "level": "info", "event": event, "rank": rank, "node": f"mini{rank}", **fields}
     )
 
@@ -52,14 +47,11 @@ def test_lines_of_one_moment_stay_as_they_came_and_a_wrong_clock_holds_up_nobody
     "text", ["", "fatal: no", "{", "[1]", '{"event": "x"}', '{"time": 1}', "{" * 10_000]
 )
 def test_what_is_no_log_line(text: str) -> None:
-    assert parse(SEPARATOR + text) is None
-    assert parse(line(1.0)) is not None
-    assert parse(line(1.0).removeprefix(SEPARATOR)) is None  # somebody asked for JSON
+    assert parse(text) is None
 
 
 def test_readable_lines() -> None:
-    event = parse(line(0.5, 1, "settings changed", request_id="req 1", epoch=7))
-    assert event is not None
+    event = json.loads(line(0.5, 1, "settings changed", request_id="req 1", epoch=7))
     assert readable(event, colours=False)[12:] == (
         ' 1 mini1    info    settings changed request_id="req 1"'
     )
@@ -104,33 +96,4 @@ def test_json_is_passed_on_as_it_is() -> None:
     stream = LogStream("json", out=io.StringIO(), error=error)
     stream(line(1.0), True)
     stream.close()
-    assert error.getvalue() == line(1.0)[1:] + "\n"
-
-
-def test_the_separator_is_the_one_that_ranks_write() -> None:
-    assert (server_logs.STREAM, server_logs.SEPARATOR) == (logs.STREAM, SEPARATOR)
-
-
-def test_a_folder_that_can_t_be_written_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(
-        LogsError, match=r"file/cluster\.log: logs can't be kept there: File exists"
-    ):
-        LogStream(folder=tmp_path / "file")
-
-
-def test_a_job_keeps_its_lines(tmp_path: Path) -> None:
-    said = line(5.0, 1, "ready")
-    script = f"import os, sys; print({said!r} if 'MLXC_LOG_STREAM' in os.environ else '', file=sys.stderr)"
-    command = [sys.executable, "-m", "launcher.job", "--ranks", "1", "--log-folder", str(tmp_path)]
-    done = subprocess.run(
-        [*command, "--", sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        cwd=ROOT,
-    )
-    assert "1 mini1    info    ready" in done.stderr
-    kept = [json.loads(text) for text in (tmp_path / "cluster.log").read_text().splitlines()]
-    assert any(entry["event"] == "ready" and entry["rank"] == 1 for entry in kept)
+    assert error.getvalue() == line(1.0) + "\n"

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import structlog
 
-import launcher.logs
 from server import logs
 from server.observe.log_shipper import BATCH_BYTES, LogShipper
 from server.rpc.errors import CoordinatorLost, InvalidMessage, Refused
@@ -98,7 +97,6 @@ def test_the_form_that_fits(
     variables: dict[str, str], form: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLX_RANK", raising=False)
-    monkeypatch.delenv(logs.STREAM, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert logs.fitting_form() == form
@@ -200,16 +198,3 @@ def test_the_book_is_bounded_and_in_order_of_time() -> None:
     for text in ("no", "[]", "{}", '{"time": "x"}', "[" * 100_000):
         with pytest.raises(InvalidMessage, match="lines"):
             book.take(batch(lines=(text,)))
-
-
-def test_a_stream_for_the_launcher(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(logs.STREAM, "1")
-    logs.configure("info", None)
-    structlog.get_logger().info("ready")
-    [line, _] = capsys.readouterr().err.split("\n")  # to splitlines the separator ends a line
-    event = launcher.logs.parse(line)
-    assert event is not None
-    assert event["event"] == "ready"
-    logs.configure("info", "json")  # somebody wants just this
-    logging.getLogger("x").warning("for a program")
-    assert json.loads(capsys.readouterr().err)["event"] == "for a program"
