@@ -18,20 +18,22 @@ TokenId = Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)]  # MLX gets them as int
 
 
 MAX_GRAMMAR_CHARS = 256 << 10
+Mark = Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)]  # tokens in a row
 
 
 class Constraint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A grammar that the output of one sequence has to follow.
 
-    It applies from the beginning, or from where the tokens `after` have come in a row; with an `opening`, only
-    an output that begins with this token is free until then.  `ends` are the model's own end tokens: they are
-    allowed exactly where the grammar may end, and before it applies only if it is `optional`.
+    It applies from the beginning, or from where the marks `after` have come, in this order; an output that does
+    not begin with the `opening`, if there is one, need not have the first of them.  `ends` are the model's own
+    end tokens: they are allowed exactly where the grammar may end, and before it applies only if it is
+    `optional`.
     """
 
     kind: Literal["json_schema", "regex", "lark"]
     text: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
     ends: Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)]
-    after: tuple[TokenId, ...] = ()
+    after: tuple[Mark, ...] = ()
     opening: TokenId | None = None
     optional: bool = False
 

@@ -7,7 +7,6 @@ moment a token is known, while the stages compute: they are there when the next 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -55,8 +54,8 @@ class Matcher:
         self._constraint, self._grammars, self._pool = constraint, grammars, pool
         self._vocab_size = vocab_size
         self._ends = [token for token in constraint.ends if token < vocab_size]
-        self._after = deque[int](maxlen=len(constraint.after))
-        self._begun = not constraint.after or constraint.opening is not None
+        self._awaited = list(constraint.after)  # marks that have to come before the grammar applies
+        self._seen: list[int] = []  # since the last mark, as far as the next one may need it
         self._first = True
         self._matcher: LLMatcher | None = None
         self._words = np.zeros(0, np.uint32)
@@ -94,20 +93,23 @@ class Matcher:
     def _consume(self, matcher: LLMatcher, token: int) -> None:
         if token in self._ends:  # nothing comes after it
             return
-        opened = self._first and token == self._constraint.opening
+        if self._first and self._constraint.opening not in (None, token):
+            self._awaited = self._awaited[1:]
         self._first = False
-        if opened:
-            self._begun = False
-            return
-        if self._begun:
-            if not matcher.consume_token(token):
-                raise ConstraintRefused(reason_of(matcher))
-            return
-        self._after.append(token)
-        self._begun = tuple(self._after) == self._constraint.after
+        if self._awaited:
+            self._await(token)
+        elif not matcher.consume_token(token):
+            raise ConstraintRefused(reason_of(matcher))
+
+    def _await(self, token: int) -> None:
+        mark = self._awaited[0]
+        self._seen = [*self._seen, token][-len(mark) :]
+        if tuple(self._seen) == mark:
+            self._awaited, self._seen = self._awaited[1:], []
 
     def _mask(self, matcher: LLMatcher) -> Allowed:
-        if not self._begun:
+        opening = self._constraint.opening if self._first else None
+        if len(self._awaited) > (opening is not None):
             tokens = np.ones(self._vocab_size, np.bool_)
             tokens[self._ends] = self._constraint.optional
             return Allowed(tokens)
@@ -121,8 +123,8 @@ class Matcher:
         if matcher.is_error():
             raise ConstraintRefused(reason_of(matcher))
         tokens[self._ends] = matcher.is_accepting()
-        if self._first and self._constraint.opening is not None:
-            tokens[self._constraint.opening] = True
+        if opening is not None:
+            tokens[opening] = True
         if not tokens.any():
             raise ConstraintRefused("the grammar allows no token that the model has")
         return Allowed(tokens)

@@ -41,7 +41,7 @@ class Grammar:
 class Begin:
     """Where a constraint begins; the fields are those of pipeline.request.Constraint."""
 
-    after: tuple[int, ...] = ()
+    after: tuple[tuple[int, ...], ...] = ()
     opening: int | None = None
     optional: bool = False
 

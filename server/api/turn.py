@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 
 from pipeline.request import Constraint
@@ -54,8 +54,8 @@ def _begin(prompt: list[int], marks: ThinkingMarks | None) -> Begin:
     if marks is None or is_closed(prompt, marks):
         return AT_ONCE
     if is_open(prompt, marks):
-        return Begin(after=marks.end_tokens)
-    return Begin(after=marks.end_tokens, opening=marks.start_tokens[0])
+        return Begin(after=(marks.end_tokens,))
+    return Begin(after=(marks.end_tokens,), opening=marks.start_tokens[0])
 
 
 def _scanner(
@@ -113,7 +113,8 @@ def _constraint(
     start = model.tokenizer.get_added_vocab().get(use.syntax.start)
     if start is not None:
         grammar = Grammar("tools", "lark", calls.begun)
-        return constraints.checked(grammar, body, model, Begin(after=(start,), optional=True))
+        begin = replace(begin, after=(*begin.after, (start,)), optional=True)
+        return constraints.checked(grammar, body, model, begin)
     return constraints.checked(Grammar("tools", "lark", calls.either()), body, model, begin)
 
 

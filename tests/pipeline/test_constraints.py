@@ -196,9 +196,9 @@ def test_constrained_sequences_in_a_batch_are_as_they_are_alone() -> None:
     assert free(mx.array(logits_of(1, 0)[None]), [1]).record()[0] == together[1][:1]
 
 
-@pytest.mark.parametrize("after", [(), (THINK_END,)])
+@pytest.mark.parametrize("after", [(), ((THINK_END,),)])
 def test_a_resumed_sequence_goes_on_as_if_it_had_not_been_interrupted(
-    after: tuple[int, ...],
+    after: tuple[tuple[int, ...], ...],
 ) -> None:
     its = params(schema(ASKED, after=after), seed=5, logit_bias={THINK_END: 4.0})
     whole = alone(its)
@@ -208,13 +208,29 @@ def test_a_resumed_sequence_goes_on_as_if_it_had_not_been_interrupted(
 
 
 def test_before_its_beginning_a_constraint_forbids_only_the_end() -> None:
-    tokens = alone(params(schema(ASKED, after=(THINK_END,)), seed=3))
+    tokens = alone(params(schema(ASKED, after=((THINK_END,),)), seed=3))
     begin = tokens.index(THINK_END) + 1
     assert begin > 1
     assert END not in tokens[:begin]
     jsonschema.validate(json.loads(text_of(tokens[begin:])), ASKED)
-    free = alone(params(schema(ASKED, after=(0, 0, 0), optional=True), seed=3))
+    free = alone(params(schema(ASKED, after=((0, 0, 0),), optional=True), seed=3))
     assert free == alone(params(None, seed=3)), "an optional constraint that did not begin"
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_an_output_that_does_not_begin_with_the_opening_need_not_think(opens: bool) -> None:
+    """With a second mark: what comes before it is free, and the same mark while it thinks is none."""
+    two = schema(ASKED, after=((THINK_END,), (5, 6)), opening=0, optional=True)
+    one = schema(ASKED, after=((THINK_END,),), opening=0)
+    answer = alone(params(schema(ASKED), seed=3))[:-1]
+    thought = [0, 9, 5, 6, 9, THINK_END] if opens else []
+    assert alone(params(one, seed=3), [*thought, *answer])[-1] == END
+    for its, said in ((one, thought), (two, [*thought, 9, 5, 6])):
+        tokens = alone(params(its, seed=3, logit_bias={0: -100.0}), said)
+        jsonschema.validate(json.loads(text_of(tokens[len(said) :])), ASKED)
+    free = alone(params(two, seed=3, logit_bias={0: -100.0}), thought)
+    if not opens:
+        assert free == alone(params(None, seed=3, logit_bias={0: -100.0}))
 
 
 def test_what_is_complete_ends_even_before_min_tokens() -> None:

@@ -120,8 +120,9 @@ def accepts(service: Service, engine: FakeEngine, text: str) -> bool:
     constraint = engine.requests[-1].params.constraint
     assert constraint is not None
     tokens = ids(service.model.tokenizer, text)  # type: ignore[arg-type]
-    after = list(constraint.after)
-    if after and constraint.opening is None:
+    marks = constraint.after[0 if constraint.opening is None else 1 :]
+    after = [token for mark in marks for token in mark]
+    if after:
         if after != tokens[: len(after)]:
             return constraint.optional
         tokens = tokens[len(after) :]
@@ -287,12 +288,12 @@ class TestThinking:
         chat(client, engine, tokenizer, "<think>a</think>{}", **asked)
         constraint = engine.requests[-1].params.constraint
         assert constraint is not None
-        assert (constraint.after, constraint.opening) == ((end,), start)
+        assert (constraint.after, constraint.opening) == (((end,),), start)
         kwargs = {"chat_template_kwargs": {"open_thinking": True}}
         chat(client, engine, tokenizer, "a</think>{}", **asked, **kwargs)
         constraint = engine.requests[-1].params.constraint
         assert constraint is not None
-        assert (constraint.after, constraint.opening) == ((end,), None)
+        assert (constraint.after, constraint.opening) == (((end,),), None)
         chat(client, engine, tokenizer, "{}", **asked, reasoning_effort="none")
         constraint = engine.requests[-1].params.constraint
         assert constraint is not None
