@@ -50,3 +50,8 @@ class ApiGatewayConfig(Section):
         description="Whether a request for a configured model that is not loaded has the launcher load "
         "it in place of the one that is; it gets 503 until then. Needs the launcher.",
     )
+    deduplicate: Flag = Field(
+        default=False,
+        description="Whether identical requests in flight of one key share one answer, if it is determined "
+        "by the request: greedy, or with a seed. Needs the launcher.",
+    )

@@ -92,29 +92,49 @@ class Journal:
     def __init__(self, entries: Sequence[Entry], emit: Emit) -> None:
         self._entries, self._emit = entries, emit
         self._used = 0  # entries
+        self._left: set[int] = set()  # choices that ended before all of their entries were used
+        self._checked = False
         self._moved = asyncio.Condition()
         self._one_at_a_time = asyncio.Lock()
         self.broken: str | None = None
 
     def check(self, size: int, vocab_size: int) -> None:
         """Raises InvalidRequest for entries that a request of `size` choices can't have."""
+        if self._checked:
+            return
+        ended = set()
         for number, entry in enumerate(self._entries):
             if not 0 <= entry.index < size:
                 raise InvalidRequest(f"event {number} is of choice {entry.index} of {size}")
-            if not 0 <= entry.event.token < vocab_size:
-                raise InvalidRequest(f"event {number}: there is no token {entry.event.token}")
+            if entry.index in ended:
+                raise InvalidRequest(f"event {number} comes after the end of choice {entry.index}")
+            for token in _tokens_of(entry.event):
+                if not 0 <= token < vocab_size:
+                    raise InvalidRequest(f"event {number}: there is no token {token}")
+            if entry.event.cached < 0:
+                raise InvalidRequest(f"event {number}: {entry.event.cached} tokens can't be cached")
+            if entry.event.finish is not None:
+                ended.add(entry.index)
+        self._checked = True
 
     async def generate(
         self, generator: Generator, request: GenerationRequest, index: int
     ) -> AsyncGenerator[TokenEvent, None]:
         """See `events_of`."""
         known = [entry.event for entry in self._entries if entry.index == index]
-        for event in known:
-            await self._turn_of(index)
-            try:
-                yield event
-            finally:
-                await self._move_on()
+        if len(known) > request.max_tokens:
+            await self._leave(index)
+            raise InvalidRequest(f"choice {index} has more than {request.max_tokens} tokens")
+        try:
+            for event in known:
+                await self._turn_of(index)
+                try:
+                    yield event
+                finally:
+                    await self._move_on()
+        except BaseException:
+            await self._leave(index)
+            raise
         if known and known[-1].finish is not None:
             return
         emitted = request.emitted + tuple(event.token for event in known)
@@ -138,9 +158,25 @@ class Journal:
 
     async def _move_on(self) -> None:
         self._used += 1
+        await self._skip()
+
+    async def _leave(self, index: int) -> None:
+        """Nobody waits for the rest of what is told of choice `index`."""
+        self._left.add(index)
+        await self._skip()
+
+    async def _skip(self) -> None:
+        while self._used < len(self._entries) and self._entries[self._used].index in self._left:
+            self._used += 1
         async with self._moved:
             self._moved.notify_all()
 
     async def _all_used(self) -> None:
         async with self._moved:
             await self._moved.wait_for(lambda: self._used >= len(self._entries))
+
+
+def _tokens_of(event: TokenEvent) -> Iterator[int]:
+    yield event.token
+    if event.logprobs is not None:
+        yield from (token for token, _ in event.logprobs.top)

@@ -1,0 +1,191 @@
+"""The gateway port, held by the launcher."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import httpx
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Mount
+from starlette.types import Receive, Scope, Send
+
+from config import Config
+from launcher.door import LeaderAddress
+from launcher.frontdoor.gate import Gate, GateLimits
+from launcher.frontdoor.leadership import Leadership
+from launcher.frontdoor.sharing import Sharing
+from launcher.frontdoor.status import StatusRoutes
+from launcher.frontdoor.upstream import Upstream
+from pipeline.errors import PipelineError
+from server.access.errors import Refusal
+from server.access.middleware import Guard
+from server.access.pages import Pages
+from server.access.roles import RouteTable
+from server.access.startup import open_access
+from server.api.body import BodyReader
+from server.api.errors import ApiError, NotReady, respond
+from server.api.outer import guarded, outermost
+from server.node.forward import Forwarder, ForwardLimits
+from server.node.serve import HttpServers, Listener, start_servers
+from server.tls.contexts import launcher_tls
+from server.tls.gateway import GatewayTls, gateway_tls
+
+HANDLED = (ApiError, Refusal, PipelineError, HTTPException, ClientDisconnect, Exception)
+
+log = structlog.get_logger(__name__)
+
+
+class FrontDoor:
+    """See launcher.door.Door."""
+
+    def __init__(
+        self,
+        config: Config,
+        admin_routes: Sequence[BaseRoute] = (),
+        status: Callable[[], dict[str, object]] = dict,
+        switch_model: Callable[[str], None] = lambda model: None,
+        neighbours: Sequence[str] = (),
+    ) -> None:
+        """admin_routes: tried first.  status: what the launcher adds to /health and /ready.
+
+        switch_model: called with a configured model that a request wants and that is not loaded.
+        neighbours: hosts that pass requests on and are believed for whom.
+        """
+        self._config, self._admin_routes, self._neighbours = config, admin_routes, neighbours
+        gateway = config.api_gateway
+        self._forward_limits = ForwardLimits(gateway.max_body_bytes)
+        self._tls = launcher_tls(config.tls)
+        self._upstream = Upstream(self._forward_limits, self._tls)
+        self._leadership = Leadership()
+        self._sharing = Sharing() if gateway.deduplicate else None
+        self.gate = Gate(
+            self._leadership,
+            self._upstream,
+            BodyReader(gateway.max_body_bytes),
+            GateLimits(
+                timeout=gateway.timeout,
+                waiting=gateway.max_concurrent_requests,
+                first_pause=config.network.retry_initial,
+                longest_pause=config.network.retry_max,
+            ),
+            self._sharing,
+            switch_model,
+        )
+        self._status = StatusRoutes(self._leadership, self._ask_leader, status)
+        self._rules = RouteTable()
+        self._forwarder: Forwarder | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._servers: HttpServers | None = None
+        self._gateway_tls: GatewayTls | None = None
+        self._watch: asyncio.Task[object] | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where clients connect, once it is started."""
+        assert self._servers is not None, "the front door is open"
+        return self._servers.addresses["gateway"]
+
+    async def start(self) -> None:
+        """See launcher.door.Door."""
+        gateway = self._config.api_gateway
+        self._gateway_tls = gateway_tls(self._config.tls)
+        shown = None if self._gateway_tls is None else self._gateway_tls.context
+        app = self.app()
+        self._servers = await start_servers(
+            [Listener("gateway", app, gateway.host, gateway.port, shown)]
+        )
+        if self._gateway_tls is not None:
+            self._watch = asyncio.create_task(self._gateway_tls.watch())
+
+    def app(self) -> Starlette:
+        """The application of the gateway port."""
+        gateway = self._config.api_gateway
+        routes = [*self._admin_routes, *self._status.routes(), Mount("/", app=self._pass)]
+        app = Starlette(
+            routes=routes,
+            middleware=[*outermost(gateway.cors_origins), *guarded(self._guard())],
+            exception_handlers=dict.fromkeys(HANDLED, respond),
+        )
+        app.router.redirect_slashes = False
+        return app
+
+    async def stop(self, grace: float) -> None:
+        """See launcher.door.Door."""
+        if self._watch is not None:
+            self._watch.cancel()
+        if self._servers is not None:
+            await self._servers.stop(int(grace))
+        self._replace_forwarder(None)
+        with suppress(asyncio.TimeoutError):
+            closing = asyncio.gather(*self._closing, return_exceptions=True)
+            await asyncio.wait_for(closing, max(1.0, grace))
+        await self._upstream.close()
+
+    def leader_changed(
+        self, address: LeaderAddress | None, reason: str = "", permanent: bool = False
+    ) -> None:
+        """See launcher.door.Door."""
+        if address != self._leadership.address:
+            self._replace_forwarder(None if address is None else self._forwarder_to(address))
+        self._leadership.change(address, reason, permanent)
+
+    def drain(self, on: bool) -> None:
+        """See launcher.door.Door."""
+        self.gate.draining = on
+
+    def in_flight(self) -> int:
+        """See launcher.door.Door."""
+        return self.gate.in_flight
+
+    def stats(self) -> dict[str, object]:
+        """See launcher.door.Door."""
+        return {
+            "in_flight": self.gate.in_flight,
+            "waiting": self.gate.waiting,
+            "resumed": self.gate.resumed,
+            "coalesced": 0 if self._sharing is None else self._sharing.coalesced,
+            "draining": self.gate.draining,
+        }
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Anything that is not answered here."""
+        if scope["type"] == "http":
+            rule = self._rules.find(scope["method"], scope["path"])
+            if rule is not None and rule.inference:
+                await self.gate(scope, receive, send)
+                return
+            if self._forwarder is None:
+                raise NotReady(f"Nothing can be served: {self._leadership.reason}.")
+            await self._forwarder(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    def _guard(self) -> Guard:
+        """Who may come in; what is counted and written down is at rank 0.  Raises AccessError."""
+        config = self._config
+        access = open_access(config.access, [config.api_gateway.host], self._neighbours)
+        log.info(access.notice)
+        origins = frozenset(config.api_gateway.cors_origins)
+        return Guard(access.policy, pages=Pages(origins, names=config.access.enabled is False))
+
+    def _forwarder_to(self, leader: LeaderAddress) -> Forwarder:
+        scheme = "http" if self._tls is None else "https"
+        url = httpx.URL(scheme=scheme, host=leader.host, port=leader.port)
+        return Forwarder(url, self._forward_limits, self._upstream.tls_of(leader.node))
+
+    def _replace_forwarder(self, new: Forwarder | None) -> None:
+        old, self._forwarder = self._forwarder, new
+        if old is not None:
+            task = asyncio.get_running_loop().create_task(old.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _ask_leader(self, path: str, headers: dict[str, str]) -> httpx.Response | None:
+        """A short answer of rank 0; None if it gives none."""
+        leader = self._leadership.address
+        return None if leader is None else await self._upstream.get(leader, path, headers)

@@ -1,0 +1,234 @@
+"""Every request that makes tokens: asked of rank 0, and again of the next one, until its answer is whole."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+import structlog
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from launcher.door import LeaderAddress
+from launcher.frontdoor import metrics
+from launcher.frontdoor.delivery import Delivery, Sink, wants_stream
+from launcher.frontdoor.exchange import BUSY, Diverged, Exchange, Interrupted
+from launcher.frontdoor.leadership import Backoff, Leadership
+from launcher.frontdoor.sharing import Sharing, share_key
+from launcher.frontdoor.upstream import Answer, Asked, Upstream
+from server.access.errors import Refusal
+from server.api.body import BodyReader
+from server.api.disconnect import unless_disconnected
+from server.api.errors import SWITCH_HEADER, ApiError, NotReady, Overloaded
+from server.replay.records import Context, JournalError, Start
+
+MOST_FRUITLESS = (
+    3  # faults in a row under a request that gets no token: it may be what kills the ranks
+)
+
+log = structlog.get_logger(__name__)
+
+
+class FaultsAgain(ApiError):
+    """The engine failed under this request again and again."""
+
+    status = 500
+    code = "internal_error"
+
+
+class CutOff(Exception):
+    """Rank 0 ended the response before it was whole, as for a client that does not read."""
+
+
+@dataclass(frozen=True)
+class GateLimits:
+    """Bounds of the gate; seconds."""
+
+    timeout: float  # for a leader, each time that there is none
+    waiting: int  # new requests that wait for a leader
+    first_pause: float
+    longest_pause: float
+    keep_alive: float = 15.0
+
+
+class Gate:
+    """An ASGI application; below it must be the middlewares of request ids and access."""
+
+    def __init__(
+        self,
+        leadership: Leadership,
+        upstream: Upstream,
+        bodies: BodyReader,
+        limits: GateLimits,
+        sharing: Sharing | None = None,
+        switch_model: Callable[[str], None] = lambda model: None,
+    ) -> None:
+        """`sharing`: of identical requests; `switch_model` is called with the model that a request wants."""
+        self.leadership, self._upstream, self._bodies = leadership, upstream, bodies
+        self.limits, self._sharing, self._switch_model = limits, sharing, switch_model
+        self.draining = False
+        self.in_flight = self.waiting = self.resumed = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        delivery = Delivery(scope, send, self.limits.keep_alive)
+        try:
+            if self.draining:
+                raise NotReady("The server takes no new requests: it is being drained.")
+            body = await self._bodies.read(Headers(scope=scope), receive)
+            with self._counted():
+                await unless_disconnected(receive, self._serve(Asked(scope, body), delivery))
+        except (ApiError, Refusal) as error:
+            await delivery.fail(error, receive)
+        except (ClientDisconnect, CutOff):
+            return  # what is not whole closes the connection
+
+    async def _serve(self, asked: Asked, delivery: Delivery) -> None:
+        delivery.streams = wants_stream(asked.body)
+        key = None if self._sharing is None else share_key(asked)
+
+        async def answer(sink: Sink) -> None:
+            await self._answer(asked, sink)
+
+        async with delivery.kept_alive():
+            if self._sharing is None or key is None:
+                await self._answer(asked, delivery)
+            else:
+                await self._sharing.join(key, answer, delivery)
+
+    async def _answer(self, asked: Asked, sink: Sink) -> None:
+        """Attempt after attempt.  Raises NotReady, FaultsAgain, CutOff, and what refuses the request."""
+        exchange = Exchange(Context())
+        backoff = Backoff(self.limits.first_pause, self.limits.longest_pause)
+        silent_since: float | None = None  # no attempt got anywhere
+        loop = asyncio.get_running_loop()
+        while True:
+            left = self.limits.timeout
+            if silent_since is not None:
+                left -= loop.time() - silent_since
+            leader = await self._leader(left, exchange)
+            exchange.begin()
+            before = exchange.tokens, exchange.delivered
+            try:
+                await self._attempt(leader, asked, exchange, sink)
+                return
+            except Interrupted as interruption:
+                exchange.interrupted(fault=interruption.fault)
+                log.warning(
+                    "a request is interrupted",
+                    request_id=asked.scope["state"]["request_id"],
+                    reason=str(interruption),
+                    tokens=exchange.tokens,
+                )
+            self._check_faults(exchange)
+            if (exchange.tokens, exchange.delivered) != before:
+                silent_since = None
+                backoff.reset()
+            silent_since = loop.time() if silent_since is None else silent_since
+            await self.leadership.pause(backoff.pause())
+
+    async def _attempt(
+        self,
+        leader: LeaderAddress,
+        asked: Asked,
+        exchange: Exchange,
+        sink: Sink,
+    ) -> None:
+        """One attempt, to the whole answer.  Raises Interrupted."""
+        if exchange.attempts > 1 and exchange.resumed:
+            self.resumed += 1
+            metrics.RESUMED.inc()
+        try:
+            async with self._upstream.attempt(leader, asked, exchange) as answer:
+                if not answer.journaled:
+                    await self._pass_on(answer, exchange, sink)
+                else:
+                    sink.accepted()
+                    await self._take_records(answer, exchange, sink)
+        except httpx.TransportError as error:
+            reason = f"the connection to rank 0 was lost ({type(error).__name__})"
+            raise Interrupted(reason, fault=True) from error
+        except (Diverged, JournalError) as error:
+            metrics.ABANDONED.labels("diverged").inc()
+            request_id = asked.scope["state"]["request_id"]
+            log.error("a response can't go on", request_id=request_id, reason=str(error))
+            raise FaultsAgain(
+                f"The answer could not be continued after a failure (request id {request_id})."
+            ) from error
+
+    async def _take_records(self, answer: Answer, exchange: Exchange, sink: Sink) -> None:
+        async for record in answer.records():
+            for out in exchange.take(record):
+                if isinstance(out, bytes):
+                    await sink.body(out)
+                elif isinstance(out, Start):
+                    await sink.start(self._switched(out))
+                else:
+                    await sink.end()
+                    return
+        raise CutOff
+
+    async def _pass_on(self, answer: Answer, exchange: Exchange, sink: Sink) -> None:
+        """An answer of what stands before the API at rank 0: who may not come in, or asks too much."""
+        body = await answer.body()
+        if exchange.resumed and answer.plain.status in BUSY:
+            raise Interrupted(f"rank 0 says {answer.plain.status}", fault=False)
+        if exchange.start is None:
+            await sink.start(answer.plain)
+        await sink.body(body)
+        await sink.end()
+
+    def _switched(self, start: Start) -> Start:
+        """`start`, and the supervisor told if it says that another model is wanted."""
+        name = SWITCH_HEADER.encode()
+        for header, model in start.headers:
+            if header == name:
+                self._switch_model(model.decode())
+        return Start(start.status, [pair for pair in start.headers if pair[0] != name])
+
+    async def _leader(self, seconds: float, exchange: Exchange) -> LeaderAddress:
+        """Who leads.  Raises NotReady, and Overloaded when too many new requests wait already."""
+        if self.leadership.address is not None and seconds > 0:
+            return self.leadership.address
+        new = not exchange.resumed
+        if new and self.waiting >= self.limits.waiting:
+            raise Overloaded(f"{self.waiting} requests wait already: {self.leadership.reason}.")
+        self._wait(1)
+        try:
+            return await self._in_time(seconds)
+        except NotReady:
+            metrics.ABANDONED.labels("no_leader").inc()
+            raise
+        finally:
+            self._wait(-1)
+
+    async def _in_time(self, seconds: float) -> LeaderAddress:
+        if seconds <= 0:
+            raise NotReady(f"Nothing can be served: {self.leadership.reason}.")
+        return await self.leadership.wait(seconds)
+
+    def _check_faults(self, exchange: Exchange) -> None:
+        if exchange.fruitless >= MOST_FRUITLESS:
+            metrics.ABANDONED.labels("faults").inc()
+            raise FaultsAgain(
+                f"The engine failed {exchange.fruitless} times under this request without a token."
+            )
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._fly(1)
+        try:
+            yield
+        finally:
+            self._fly(-1)
+
+    def _fly(self, change: int) -> None:
+        self.in_flight += change
+        metrics.IN_FLIGHT.set(self.in_flight)
+
+    def _wait(self, change: int) -> None:
+        self.waiting += change
+        metrics.WAITING.set(self.waiting)

@@ -1,0 +1,37 @@
+"""Metrics of the launcher: /metrics of the front door shows them before those of rank 0."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+# Not the registry of rank 0's process: no name may stand twice in the joint text.
+REGISTRY = CollectorRegistry(auto_describe=False)
+
+RESUMED = Counter(
+    "mlxc_requests_resumed",
+    "Requests that went on at another rank 0 after theirs had failed.",
+    registry=REGISTRY,
+)
+ABANDONED = Counter(
+    "mlxc_frontdoor_requests_abandoned",
+    "Requests that the front door ended with an error, by reason.",
+    ["reason"],
+    registry=REGISTRY,
+)
+COALESCED = Counter(
+    "mlxc_frontdoor_requests_coalesced",
+    "Requests that shared the answer of an identical one in flight.",
+    registry=REGISTRY,
+)
+IN_FLIGHT = Gauge(
+    "mlxc_frontdoor_requests_in_flight",
+    "Requests at the front door without a whole answer.",
+    registry=REGISTRY,
+)
+WAITING = Gauge(
+    "mlxc_frontdoor_requests_waiting",
+    "Requests at the front door that wait for a rank to lead.",
+    registry=REGISTRY,
+)
+for _reason in ("faults", "diverged", "no_leader"):
+    ABANDONED.labels(_reason)

@@ -1,0 +1,211 @@
+"""Over real sockets: what clients are told while nobody leads, and what is answered here."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from launcher.door import Door
+from tests.launcher.frontdoor.doors import DEADLINE_S, client_of, opened, soon
+from tests.launcher.frontdoor.rank0 import Rank0, Steered
+from tests.launcher.frontdoor.test_restart import CHAT, SEEDED, at, expected, first_chunk, text_of
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_new_requests_wait_for_a_leader() -> None:
+    rank0 = Rank0()
+    async with opened() as door, client_of(door) as client:
+        asked = asyncio.create_task(client.post(CHAT, json={**SEEDED, "stream": True}))
+        await soon(lambda: door.stats()["waiting"] == 1)
+        door.leader_changed(await rank0.start())
+        answer = await asyncio.wait_for(asked, DEADLINE_S)
+        assert text_of(answer.content) == expected()
+        await rank0.stop()
+
+
+async def test_a_leader_that_is_not_ready_yet_is_asked_again() -> None:
+    rank0 = Rank0(readiness="the model is still loading")
+    async with opened() as door, client_of(door) as client:
+        door.leader_changed(await rank0.start())
+        asked = asyncio.create_task(client.post(CHAT, json={**SEEDED, "stream": True}))
+        await soon(lambda: door.in_flight() == 1)
+        rank0.readiness = None
+        answer = await asyncio.wait_for(asked, DEADLINE_S)
+        assert text_of(answer.content) == expected()
+        await rank0.stop()
+
+
+async def test_waiting_ends_in_503_with_the_reason() -> None:
+    async with opened("api_gateway.timeout=0.05") as door, client_of(door) as client:
+        door.leader_changed(None, "electing")
+        answer = await client.post(CHAT, json=SEEDED)
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "not_ready"
+        assert "electing" in answer.json()["error"]["message"]
+        assert answer.headers["retry-after"]
+
+
+async def test_what_is_permanent_is_told_at_once() -> None:
+    async with opened() as door, client_of(door) as client:
+        asked = asyncio.create_task(client.post(CHAT, json=SEEDED))
+        await soon(lambda: door.stats()["waiting"] == 1)
+        door.leader_changed(None, "no node has the memory", permanent=True)
+        for answer in (
+            await asyncio.wait_for(asked, DEADLINE_S),
+            await client.post(CHAT, json=SEEDED),
+        ):
+            assert answer.status_code == 503
+            assert "no node has the memory" in answer.json()["error"]["message"]
+
+
+async def test_the_waiting_room_is_bounded() -> None:
+    async with opened("api_gateway.max_concurrent_requests=2") as door, client_of(door) as client:
+        waiting = [asyncio.create_task(client.post(CHAT, json=SEEDED)) for _ in range(2)]
+        await soon(lambda: door.stats()["waiting"] == 2)
+        answer = await client.post(CHAT, json=SEEDED)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+        for task in waiting:
+            task.cancel()
+
+
+async def test_draining_refuses_new_requests_and_lets_others_end() -> None:
+    rank0 = Rank0(Steered(random.Random(1), stops_at=at(3)))
+    async with opened() as door, client_of(door) as client:
+        door.leader_changed(await rank0.start())
+        asked = asyncio.create_task(client.post(CHAT, json={**SEEDED, "stream": True}))
+        await asyncio.wait_for(rank0.engine.reached.wait(), DEADLINE_S)
+        door.drain(True)
+        refused = await client.post(CHAT, json=SEEDED)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        rank0.engine.gate.set()
+        assert text_of((await asyncio.wait_for(asked, DEADLINE_S)).content) == expected()
+        door.drain(False)
+        assert (await client.post(CHAT, json=SEEDED)).status_code == 200
+        await rank0.stop()
+
+
+async def test_a_stream_is_kept_alive_during_a_failover() -> None:
+    first, second = Rank0(Steered(stops_at=at(3))), Rank0()
+    async with opened() as door, client_of(door) as client:
+        door.gate.limits = door.gate.limits.__class__(60.0, 100, 0.01, 0.05, keep_alive=0.02)
+        door.leader_changed(await first.start())
+        async with client.stream("POST", CHAT, json={**SEEDED, "stream": True}) as response:
+            chunks = response.aiter_raw()
+            got = await first_chunk(chunks)
+            await asyncio.wait_for(first.engine.reached.wait(), DEADLINE_S)
+            door.leader_changed(None, "electing")
+            await first.kill()
+            comments = got.count(b": keep-alive\n\n")
+            while got.count(b": keep-alive\n\n") < comments + 3:
+                got += await first_chunk(chunks)
+            door.leader_changed(await second.start())
+            async for chunk in chunks:
+                got += chunk
+        assert text_of(got) == expected()
+        await second.stop()
+
+
+async def test_a_stream_begins_before_a_long_prefill_ends() -> None:
+    rank0 = Rank0(Steered(stops_at=at(0)))
+    async with opened() as door, client_of(door) as client:
+        door.gate.limits = door.gate.limits.__class__(60.0, 100, 0.01, 0.05, keep_alive=0.02)
+        door.leader_changed(await rank0.start())
+        async with client.stream("POST", CHAT, json={**SEEDED, "stream": True}) as response:
+            chunks = response.aiter_raw()
+            got = await first_chunk(chunks)
+            assert got == b": keep-alive\n\n"
+            rank0.engine.gate.set()
+            async for chunk in chunks:
+                got += chunk
+        assert response.headers["content-type"].startswith("text/event-stream")
+        assert text_of(got) == expected()
+        await rank0.stop()
+
+
+async def test_other_requests_are_passed_on() -> None:
+    rank0 = Rank0()
+    async with opened() as door, client_of(door) as client:
+        assert (await client.get("/v1/models")).status_code == 503
+        door.leader_changed(await rank0.start())
+        assert (await client.get("/v1/models")).json()["data"][0]["id"] == "tiny"
+        assert (await client.get("/nowhere")).status_code == 404
+        assert (await client.post("/tokenize", json={"prompt": "hi"})).status_code == 200
+        await rank0.stop()
+
+
+async def test_health_says_what_the_launcher_knows() -> None:
+    async with opened(status=lambda: {"epoch": 3}) as door, client_of(door) as client:
+        door.leader_changed(None, "electing")
+        for path, status in (("/health", "failing"), ("/ready", "not_ready")):
+            answer = await client.get(path)
+            assert answer.status_code == 503
+            assert answer.json() == {
+                "status": status,
+                "reason": "electing",
+                "launcher": {"epoch": 3},
+            }
+        metrics = await client.get("/metrics")
+        assert metrics.status_code == 200
+        assert "mlxc_frontdoor_requests_in_flight" in metrics.text
+
+
+async def test_admin_routes_are_answered_here() -> None:
+    async def drain(request: Request) -> Response:
+        return PlainTextResponse("drained")
+
+    routes = [Route("/admin/models/switch", drain, methods=["POST"])]
+    async with opened(admin_routes=routes) as door, client_of(door) as client:
+        assert (await client.post("/admin/models/switch")).text == "drained"
+
+
+async def test_a_large_body_is_refused_before_anything_else() -> None:
+    async with opened("api_gateway.max_body_bytes=1000") as door, client_of(door) as client:
+        answer = await client.post(CHAT, content=b"x" * 2000)
+        assert answer.status_code == 413
+
+
+async def test_identical_requests_share_an_answer() -> None:
+    rank0 = Rank0(Steered(random.Random(1), stops_at=at(3)))
+    async with opened("api_gateway.deduplicate=true") as door, client_of(door) as client:
+        door.leader_changed(await rank0.start())
+        same = [dict(SEEDED, stream=True), dict(reversed(SEEDED.items()), stream=True)]
+        other = [
+            {**SEEDED, "stream": True, "seed": 6},
+            {**SEEDED, "stream": True, "seed": None},
+        ] * 2
+        tasks = [asyncio.create_task(client.post(CHAT, json=body)) for body in [*same, *other]]
+        gone = asyncio.create_task(client.post(CHAT, json=same[0]))
+        await soon(lambda: door.in_flight() == 7 and door.stats()["coalesced"] == 3)
+        await soon(lambda: rank0.engine.running == 4)
+        gone.cancel()
+        rank0.engine.gate.set()
+        answers = await asyncio.wait_for(asyncio.gather(*tasks), DEADLINE_S)
+        assert [text_of(answer.content) for answer in answers[:2]] == [expected()] * 2
+        assert answers[0].content == answers[1].content
+        assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
+        await soon(lambda: door.in_flight() == 0)
+        await rank0.stop()
+
+
+async def test_the_last_of_identical_requests_takes_the_answer_with_it() -> None:
+    rank0 = Rank0(Steered(random.Random(1), stops_at=at(3)))
+    async with opened("api_gateway.deduplicate=true") as door, client_of(door) as client:
+        door.leader_changed(await rank0.start())
+        tasks = [asyncio.create_task(client.post(CHAT, json=SEEDED)) for _ in range(2)]
+        await soon(lambda: door.stats()["coalesced"] == 1 and rank0.engine.running == 1)
+        for task in tasks:
+            task.cancel()
+        await soon(lambda: rank0.engine.running == 0)
+        await rank0.stop()
+
+
+async def test_it_is_what_the_supervisor_expects() -> None:
+    async with opened() as door:
+        expected_door: Door = door
+        assert expected_door.in_flight() == 0
