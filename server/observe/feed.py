@@ -21,6 +21,7 @@ class EventFeed:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._latest = b""
 
     def __len__(self) -> int:
         return len(self._viewers)
@@ -36,14 +37,15 @@ class EventFeed:
             raise Overloaded(f"{MAX_VIEWERS} viewers are connected, no more are allowed.")
 
     async def watch(self) -> AsyncGenerator[bytes, None]:
-        """Pictures as they come, the first one at once, until `close`."""
+        """Pictures as they come, the latest one at once, until `close`."""
         self.check_room()
         queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
         self._viewers.add(queue)
         try:
-            picture: bytes | None = self._render()
             if self._task is None:
+                self._latest = self._render()
                 self._task = asyncio.create_task(self._run())
+            picture: bytes | None = self._latest  # a second old at most
             while picture is not None:
                 yield picture
                 picture = await queue.get()
@@ -67,9 +69,9 @@ class EventFeed:
             self._changed.clear()
             if self._closed:
                 return
-            picture = self._render()
+            self._latest = self._render()
             for queue in self._viewers:
-                _replace(queue, picture)
+                _replace(queue, self._latest)
 
 
 def _replace(queue: asyncio.Queue[bytes | None], item: bytes | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,6 +16,8 @@ from server.observe.alerts import Alert
 from server.observe.requests import Flight, RequestBook
 from server.rpc.records import LEADER, ClusterSnapshot, RankSnapshot
 
+RATE_GAP_S = 0.5
+STALE_S = 10.0  # a look so long ago tells nothing of now
 LOAD_GAP_S = 0.2  # between two reports that a load is taken from
 
 
@@ -41,24 +44,30 @@ class Loads:
         seen = _Work(now - rank.heartbeat_age_s, stage.compute_s)
         before = self._last.setdefault(rank.rank, seen)
         gap = seen.at - before.at
-        if gap >= LOAD_GAP_S:
+        if gap > STALE_S:  # nobody has looked meanwhile
+            self._last[rank.rank] = seen
+            self._loads.pop(rank.rank, None)
+        elif gap >= LOAD_GAP_S:
             self._loads[rank.rank] = min(1.0, max(0.0, seen.compute_s - before.compute_s) / gap)
             self._last[rank.rank] = seen
         return self._loads.get(rank.rank)
 
 
 class Rate:
-    """How fast a counter rises between two looks."""
+    """How fast a counter rises between two looks that are RATE_GAP_S apart."""
 
     def __init__(self) -> None:
         self._before: tuple[float, int] | None = None
+        self._rate: float | None = None
 
     def of(self, count: int, now: float) -> float | None:
-        """Per second; None at the first look."""
-        before, self._before = self._before, (now, count)
-        if before is None or now <= before[0]:
-            return None
-        return max(0, count - before[1]) / (now - before[0])
+        """Per second; None at the first look, and after a long time without one."""
+        at, counted = self._before or (-math.inf, 0)
+        if now - at > STALE_S:
+            self._before, self._rate = (now, count), None
+        elif now - at >= RATE_GAP_S:
+            self._before, self._rate = (now, count), max(0, count - counted) / (now - at)
+        return self._rate
 
 
 class Picture:

@@ -81,11 +81,15 @@ def test_loads_are_shares_of_the_time_between_two_reports() -> None:
     registry.heartbeat(heartbeat(1, stage=StageTimes(compute_s=9.0)), now=4.0)
     assert load(4.0) == 1.0
     assert loads.of(registry.snapshot(4.0).ranks[2], 4.0) is None
+    registry.heartbeat(heartbeat(1, stage=StageTimes(compute_s=9.5)), now=60.0)
+    assert load(60.0) is None  # nobody has looked for a while
 
 
 def test_rates_begin_with_the_second_look() -> None:
     rate = Rate()
     assert rate.of(10, 1.0) is None
     assert rate.of(30, 3.0) == 10.0
-    assert rate.of(30, 3.0) is None
+    assert rate.of(31, 3.1) == 10.0  # too soon to tell another one
     assert rate.of(0, 4.0) == 0.0  # counted anew
+    assert rate.of(90, 60.0) is None  # nobody has looked for a while
+    assert rate.of(92, 61.0) == 2.0
