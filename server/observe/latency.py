@@ -56,9 +56,10 @@ class Latencies:
             self._success.labels(model, reason)
 
     def first(self, flight: Flight, now: float) -> None:
-        """Its first token is here."""
+        """Its first token is here.  One that goes on elsewhere has had its first one there."""
         took = now - flight.began
-        self.first_token.observe(took)
+        if not flight.request.emitted:
+            self.first_token.observe(took)
         if flight.queued is not None:
             self.queue.observe(flight.queued)
             self.prefill.observe(max(0.0, took - flight.queued))
@@ -71,6 +72,7 @@ class Latencies:
         if flight.error is not None:
             return
         if flight.finish is not None and flight.first_at is not None:
-            self.whole.observe(now - flight.began)
+            if not flight.request.emitted:
+                self.whole.observe(now - flight.began)
             self.decode.observe(now - flight.first_at)
         self._success.labels(self._model, flight.finish or "abort").inc()

@@ -105,7 +105,8 @@ class RequestBook:
         self.rate.add(now)
         if flight.last_at is None:
             flight.first_at, flight.queued = now, event.queued
-            self.first_token.append(now - flight.began)
+            if not flight.request.emitted:
+                self.first_token.append(now - flight.began)
             self._latencies.first(flight, now)
         else:
             self._latencies.inter_token.observe(now - flight.last_at)

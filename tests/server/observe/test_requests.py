@@ -13,7 +13,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from pipeline.errors import RequestCancelled
-from pipeline.request import GenerationRequest, TokenEvent
+from pipeline.request import GenerationRequest, SamplingParams, TokenEvent
 from server.access.principal import Principal, Role
 from server.api.app import create_app
 from server.observe.latency import Latencies
@@ -106,6 +106,21 @@ async def test_latencies_and_ends_are_counted_and_the_book_is_empty_afterwards()
         assert api.value(f"{name}_seconds_count") == 1
     assert api.value("request_success_total", finished_reason="stop") == 1
     assert api.value("request_success_total", finished_reason="abort") == 0
+
+
+async def test_a_request_that_goes_on_has_had_its_first_token() -> None:
+    api = Api(Script(ids("hello"), end=False))
+    [token, *_] = ids("hello")
+    request = GenerationRequest(
+        id="x", prompt=(1,), params=SamplingParams(), max_tokens=2, emitted=(token,)
+    )
+    flight = api.book.open(request)
+    api.book.token(flight, TokenEvent(token, "length", queued=0.5))
+    api.book.close(flight)
+    assert api.value("time_to_first_token_seconds_count") == 0
+    assert api.value("e2e_request_latency_seconds_count") == 0
+    assert api.value("request_queue_time_seconds_sum") == 0.5
+    assert api.value("request_success_total", finished_reason="length") == 1
 
 
 async def test_a_client_that_goes_away_is_an_abort() -> None:
