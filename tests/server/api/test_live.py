@@ -13,7 +13,7 @@ import openai
 import pytest
 import uvicorn
 
-from pipeline.errors import EngineFault
+from pipeline.errors import EngineFault, QueueFull
 from server.api.app import create_app
 from server.api.service import Service
 from tests.server.api.fakes import FakeEngine, Script, ids
@@ -76,6 +76,39 @@ def test_completions(sdk: openai.OpenAI) -> None:
     assert [choice.text for choice in answer.choices] == ["hello world"] * 2
     stream = sdk.completions.create(model="tiny", prompt="a", stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == "hello world"
+
+
+def test_responses(sdk: openai.OpenAI) -> None:
+    first = sdk.responses.create(model="tiny", input="hi")
+    assert first.output_text == "hello world"
+    second = sdk.responses.create(model="tiny", input="more", previous_response_id=first.id)
+    assert sdk.responses.retrieve(second.id).output_text == "hello world"
+    with sdk.responses.stream(model="tiny", input="hi") as stream:
+        kinds = [event.type for event in stream]
+        assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
+        assert stream.get_final_response().output_text == "hello world"
+    sdk.responses.delete(second.id)
+    with pytest.raises(openai.NotFoundError):
+        sdk.responses.retrieve(second.id)
+
+
+def test_a_client_tries_again_when_it_is_told_to(
+    address: tuple[str, int], service: Service, engine: FakeEngine
+) -> None:
+    url = f"http://{address[0]}:{address[1]}/v1"
+    engine.script = Script(error=QueueFull("full"))
+
+    def answer_later() -> None:
+        wait_until(lambda: len(engine.ended) >= 1)
+        engine.script = Script(ids("hello"))
+
+    helper = threading.Thread(target=answer_later)
+    helper.start()
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=3, timeout=DEADLINE_S) as client:
+        answer = client.chat.completions.create(model="tiny", messages=USER)
+    helper.join(DEADLINE_S)
+    assert answer.choices[0].message.content == "hello"
+    assert len(engine.requests) >= 2
 
 
 def test_models(sdk: openai.OpenAI) -> None:

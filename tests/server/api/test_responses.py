@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -11,6 +13,7 @@ import pytest
 
 from pipeline.errors import EngineFault
 from pipeline.request import TokenLogprobs
+from server.api.app import create_app
 from server.api.responses.output import Output
 from server.api.responses.store import ResponseStore, Stored, UnknownResponse
 from tests.server.api.conftest import Client
@@ -175,6 +178,35 @@ def test_store_false_keeps_nothing(client: Responses) -> None:
     assert client.request("GET", f"/v1/responses/{made['id']}").status_code == 404
     error = client.respond(previous_response_id=made["id"]).json()["error"]
     assert error["param"] == "previous_response_id"
+
+
+def test_a_stored_response_is_seen_by_its_key_only(service: Any) -> None:
+    app = create_app(service)
+
+    async def as_key(key: str, method: str, path: str, **body: Any) -> httpx.Response:
+        async def keyed(scope: Any, receive: Any, send: Any) -> None:
+            scope.setdefault("state", {})["principal"] = SimpleNamespace(id=key)
+            await app(scope, receive, send)
+
+        transport = httpx.ASGITransport(keyed)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+            return await http.request(method, path, **body)
+
+    async def scenario() -> list[int]:
+        asked = {"model": "tiny", "input": "a secret"}
+        made = (await as_key("a", "POST", "/v1/responses", json=asked)).json()["id"]
+        path = f"/v1/responses/{made}"
+        follow = {**asked, "previous_response_id": made}
+        return [
+            (await as_key("b", "GET", path)).status_code,
+            (await as_key("b", "GET", f"{path}/input_items")).status_code,
+            (await as_key("b", "DELETE", path)).status_code,
+            (await as_key("b", "POST", "/v1/responses", json=follow)).status_code,
+            (await as_key("a", "POST", "/v1/responses", json=follow)).status_code,
+            (await as_key("a", "GET", path)).status_code,
+        ]
+
+    assert asyncio.run(scenario()) == [404, 404, 404, 404, 200, 200]
 
 
 def test_log_probabilities(client: Responses, engine: FakeEngine) -> None:
