@@ -21,7 +21,7 @@ ENVIRONMENT = ROOT / ".venv-clients"
 INSTALL_DEADLINE = 1200.0
 CLIENT_DEADLINE = 1200.0
 MODEL = "demo"
-CONTEXT = 1024  # bounds an answer that nothing else does: the demo model may go on for ever
+CONTEXT = 1536  # bounds an answer that nothing else does: the demo model may go on for ever
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
