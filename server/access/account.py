@@ -7,7 +7,7 @@ function between the middleware and the sequences has to hand it on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -22,8 +22,10 @@ class Account:
     principal: Principal = ANYBODY
     limiter: Limiter | None = None  # None: no limits
     clock: Callable[[], float] = time.monotonic
+    inference: bool = False  # whether the answer tells what is left of the limits
     prompt_tokens: int = field(default=0, init=False)
     completion_tokens: int = field(default=0, init=False)
+    status: int = field(default=0, init=False)  # of the response; 0: there is none yet
     failed: bool = field(default=False, init=False)  # a sequence of it, whatever the status said
 
     @property
@@ -35,6 +37,12 @@ class Account:
     def max_tokens(self) -> int | None:
         """The longest output that may be asked for; None: as long as the model allows."""
         return self.limiter.limits(self.principal).max_tokens if self.limiter else None
+
+    def headers(self) -> Mapping[str, str]:
+        """x-ratelimit-* of the answer."""
+        if self.limiter is None or not self.inference:
+            return {}
+        return self.limiter.headers(self.principal, self.clock())
 
     def start(self, sequences: int, prompt_tokens: int, output_tokens: int) -> Holding:
         """Reserve for sequences with these tokens together.  Raises RateLimited."""

@@ -15,7 +15,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.access.account import Account, enter
+from server.access.account import Account, current, enter
 from server.access.addresses import Address, parse_address
 from server.access.audit import AuditEntry, AuditLog
 from server.access.errors import Refusal, Unauthorized
@@ -25,6 +25,8 @@ from server.access.policy import AccessPolicy, Credentials
 from server.access.principal import NOBODY, Principal
 from server.access.roles import Rule
 from server.observe.errors import count_error
+from server.replay.records import HEADER as JOURNAL_HEADER
+from server.replay.records import Context, JournalError
 
 UNKNOWN = "-"
 METHODS = frozenset(
@@ -60,6 +62,28 @@ class AccessMiddleware:
             await send({"type": "websocket.close", "code": 1008})
 
 
+class AccountMiddleware:
+    """Next to the routes: notes the status, and tells what is left of the limits.
+
+    Between it and AccessMiddleware a response may be wrapped for a front door, which has to get these headers
+    as a part of it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        account = current()
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                account.status = message["status"]
+                MutableHeaders(scope=message).update(account.headers())
+            await send(message)
+
+        await self._app(scope, receive, send_on if scope["type"] == "http" else send)
+
+
 class _Visit:
     """One request on its way through."""
 
@@ -69,10 +93,8 @@ class _Visit:
         self._rule: Rule | None = guard.policy.rule(scope["method"], scope["path"])
         self._account = Account(NOBODY, clock=guard.clock)
         self._client: Address | None = None
-        self._status = 0
         self._code: str | None = None
         self._ended = False
-        self._limited = False
 
     async def run(self, app: ASGIApp, receive: Receive) -> None:
         began = self._guard.clock()
@@ -101,11 +123,21 @@ class _Visit:
         )
         # Where nobody is asked for a key, all would share one state.
         limiter = None if policy.open else guard.limiter
-        self._account = Account(principal, limiter, guard.clock)
-        if limiter is not None and self._rule is not None and self._rule.inference:
-            self._limited = True
+        inference = self._rule is not None and self._rule.inference
+        self._account = Account(principal, limiter, guard.clock, inference)
+        if limiter is not None and inference and not self._goes_on(peer):
             limiter.count_request(principal, guard.clock())
         return principal
+
+    def _goes_on(self, peer: Address | None) -> bool:
+        """Whether the front door repeats a request that was counted when it came."""
+        asked = self._headers.get(JOURNAL_HEADER)
+        if asked is None or peer is None or peer not in self._guard.policy.trusted:
+            return False
+        try:
+            return Context.parse(asked)[1] > 0
+        except JournalError:
+            return False
 
     async def _refuse(self, refusal: Refusal) -> None:
         request_id = self._scope.get("state", {}).get("request_id", "")
@@ -115,6 +147,7 @@ class _Visit:
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             *((name.encode(), value.encode()) for name, value in refusal.headers.items()),
+            *((name.encode(), value.encode()) for name, value in self._account.headers().items()),
         ]
         self._code = refusal.code
         count_error(refusal.failure.type, refusal.code)
@@ -125,12 +158,8 @@ class _Visit:
         await self._send_on({"type": "http.response.body", "body": body})
 
     async def _send_on(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self._status = message["status"]
-            if self._limited:
-                assert self._guard.limiter is not None
-                shown = self._guard.limiter.headers(self._account.principal, self._guard.clock())
-                MutableHeaders(scope=message).update(shown)
+        if message["type"] == "http.response.start" and not self._account.status:
+            self._account.status = message["status"]  # of an application without AccountMiddleware
         elif message["type"] == "http.response.body":
             self._ended = not message.get("more_body", False)
         await self._send(message)
@@ -150,7 +179,7 @@ class _Visit:
                 address="" if self._client is None else str(self._client),
                 method=method if method in METHODS else UNKNOWN,
                 route=self._rule.path if self._rule else UNKNOWN,
-                status=self._status,
+                status=account.status,
                 result=self._result(),
                 code=self._code,
                 prompt_tokens=account.prompt_tokens,
@@ -162,9 +191,9 @@ class _Visit:
     def _result(self) -> str:
         if not self._ended:
             return "cancelled"
-        if self._status < 400:
+        if self._account.status < 400:
             return "failed" if self._account.failed else "ok"
-        return "refused" if self._status < 500 else "failed"
+        return "refused" if self._account.status < 500 else "failed"
 
 
 def log_refusal(refusal: Refusal, client: Address | None) -> None:

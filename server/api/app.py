@@ -12,7 +12,7 @@ from starlette.routing import BaseRoute, Route
 
 from pipeline.errors import PipelineError
 from server.access.errors import Refusal
-from server.access.middleware import Guard
+from server.access.middleware import AccountMiddleware, Guard
 from server.api.chat import chat_completions
 from server.api.completions import completions
 from server.api.errors import ApiError, respond
@@ -72,6 +72,7 @@ def create_app(
             *outermost(service.cors_origins),
             *guarded(guard),
             Middleware(JournalMiddleware),
+            Middleware(AccountMiddleware),
         ],
         exception_handlers=dict.fromkeys(HANDLED, respond),
     )

@@ -51,7 +51,9 @@ class ResponseStore:
         return len(self._entries)
 
     def put(self, response_id: str, stored: Stored) -> None:
-        """Keep a response; one that alone exceeds the bounds is not kept."""
+        """Keep a response; one that alone exceeds the bounds is not kept, nor one in the place of another's."""
+        if response_id in self._entries and self._entries[response_id][0].owner != stored.owner:
+            return
         self._drop(response_id)
         size = len(to_json([stored.document, stored.input_items, stored.messages]))
         self._entries[response_id] = stored, size

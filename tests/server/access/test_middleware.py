@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from config.access import AuditConfig, LimitsConfig, RoleLimits
 from pipeline.errors import EngineFault
+from pipeline.request import TokenEvent
 from server.access.addresses import Networks
 from server.access.audit import AuditLog
 from server.access.limits import Limiter
@@ -23,6 +24,9 @@ from server.access.middleware import AccessMiddleware, Guard
 from server.access.policy import AccessPolicy
 from server.access.principal import KeyLimits
 from server.access.store import KeyStore
+from server.replay.journal import Entry
+from server.replay.records import HEADER as JOURNAL_HEADER
+from server.replay.records import MEDIA_TYPE, RecordReader, Start
 from tests.server.access.apps import rank_0_app
 from tests.server.access.helpers import add_key
 from tests.server.api.fakes import FakeEngine, Script, ids
@@ -384,3 +388,37 @@ async def test_the_audit_log_is_put_aside_when_it_is_large(tmp_path: Path) -> No
     names = sorted(file.name for file in tmp_path.glob("audit.jsonl*"))
     assert names == ["audit.jsonl", "audit.jsonl.1", "audit.jsonl.2"]
     assert all(stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600 for name in names)
+
+
+def journal_header(events: bytes = b"") -> dict[str, str]:
+    return {JOURNAL_HEADER: f"1700000000.{'0' * 32}.{len(events)}"}
+
+
+async def test_a_response_for_a_front_door_has_status_and_headers_of_its_own(path: Path) -> None:
+    rank_0 = Rank0(path)
+    key = add_key(path, limits=KeyLimits(requests_per_minute=2))
+    async with rank_0.client(key) as client:
+        wrong = {**CHAT, "temperature": "hot"}
+        answer = await client.post("/v1/chat/completions", json=wrong, headers=journal_header())
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    records = list(RecordReader().feed(answer.content))
+    start = Start.of(records[0].payload)
+    assert start.status == 400
+    assert (b"x-ratelimit-remaining-requests", b"1") in start.headers
+    (entry,) = rank_0.audit()
+    assert (entry["status"], entry["result"]) == (400, "refused")
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1", "203.0.113.7"])
+async def test_only_what_a_trusted_hop_repeats_is_not_counted_again(
+    path: Path, address: str
+) -> None:
+    rank_0 = Rank0(path, trusted=Networks(["10.0.0.1"]))
+    key = add_key(path, limits=KeyLimits(requests_per_minute=1))
+    event = Entry(0, TokenEvent(ids("h")[0])).record.encoded
+    async with rank_0.client(key, address) as client:
+        await client.post("/v1/chat/completions", json=CHAT)
+        body = event + json.dumps(CHAT).encode()
+        headers = journal_header(event)
+        again = await client.post("/v1/chat/completions", content=body, headers=headers)
+    assert again.status_code == (200 if address == "10.0.0.1" else 429)
