@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import logging.handlers
 import os
+from datetime import datetime, timezone
 from pathlib import Path
 
 import msgspec
@@ -21,19 +22,24 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One request.  `result`: ok, refused, failed or cancelled."""
 
     time: str  # ISO 8601, UTC
-    request_id: str
+    request_id: str = ""  # gRPC has none
     key: str
     name: str
     role: str
-    address: str
+    address: str = ""
     method: str
     route: str
     status: int  # 0: none was sent
     result: str
-    code: str | None  # why it was refused
-    prompt_tokens: int
-    completion_tokens: int
-    seconds: float
+    code: str | None = None  # why it was refused
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+
+
+def moment() -> str:
+    """Now, as entries have it."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 class AuditLog:
@@ -68,6 +74,8 @@ class _PrivateHandler(logging.handlers.RotatingFileHandler):
         return os.fdopen(handle, self.mode, encoding=self.encoding)
 
 
-def open_audit(config: AuditConfig) -> AuditLog | None:
-    """None if no file is configured."""
-    return None if config.file is None else AuditLog(config)
+def open_audit(config: AuditConfig, suffix: str = "") -> AuditLog | None:
+    """None if no file is configured; `suffix`: of its name, since each process has a file of its own."""
+    if config.file is None:
+        return None
+    return AuditLog(config.model_copy(update={"file": config.file + suffix}))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 
 import msgspec
 import structlog
@@ -17,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.access.account import Account, current, enter
 from server.access.addresses import Address, parse_address
-from server.access.audit import AuditEntry, AuditLog
+from server.access.audit import AuditEntry, AuditLog, moment
 from server.access.errors import Refusal, Unauthorized
 from server.access.limits import Limiter
 from server.access.pages import Pages
@@ -38,11 +37,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Guard:
-    """What the middleware works with; without limiter and audit it only lets in or refuses."""
+    """What the middleware works with; without limiter and audit it only lets in or refuses.
+
+    only_refusals: whatever is let in is written down by somebody else.
+    """
 
     policy: AccessPolicy
     limiter: Limiter | None = None
     audit: AuditLog | None = None
+    only_refusals: bool = False
     pages: Pages = field(default_factory=Pages)
     clock: Callable[[], float] = time.monotonic
 
@@ -94,7 +97,7 @@ class _Visit:
         self._account = Account(NOBODY, clock=guard.clock)
         self._client: Address | None = None
         self._code: str | None = None
-        self._ended = False
+        self._ended = self._refused = False
 
     async def run(self, app: ASGIApp, receive: Receive) -> None:
         began = self._guard.clock()
@@ -149,7 +152,7 @@ class _Visit:
             *((name.encode(), value.encode()) for name, value in refusal.headers.items()),
             *((name.encode(), value.encode()) for name, value in self._account.headers().items()),
         ]
-        self._code = refusal.code
+        self._refused, self._code = True, refusal.code
         count_error(refusal.failure.type, refusal.code)
         log_refusal(refusal, self._client)
         await self._send_on(
@@ -166,12 +169,12 @@ class _Visit:
 
     def _write_down(self, seconds: float) -> None:
         audit, account = self._guard.audit, self._account
-        if audit is None:
+        if audit is None or (self._guard.only_refusals and not self._refused):
             return
         state, method = self._scope.get("state", {}), self._scope["method"]
         audit.write(
             AuditEntry(
-                time=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+                time=moment(),
                 request_id=state.get("request_id", ""),
                 key=account.principal.id,
                 name=account.principal.name,

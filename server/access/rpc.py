@@ -12,13 +12,16 @@ from typing import Any
 import grpc
 
 from config.access import AccessConfig
+from server.access.audit import AuditEntry, AuditLog, moment
 from server.access.cluster_secret import SCHEME, Signer, Verifier, read_secret
 from server.access.errors import InsufficientRole, Refusal, Unauthorized
 from server.access.policy import AccessPolicy, Credentials
+from server.access.principal import ANYBODY, NOBODY, Principal
 from server.access.private_file import version_of
 from server.access.roles import RPC_TABLE
 
 HEADER = "authorization"
+RPC = "gRPC"  # the method of HTTP, in the audit log
 
 # Gives the value of the header for a call of the method with that name.
 Credential = Callable[[str], str]
@@ -30,10 +33,13 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Lets calls through to the service, or ends them with UNAUTHENTICATED or PERMISSION_DENIED.
 
     verifier: of the cluster's signatures; None: ranks need none, where anybody was let in at the start.
+    audit: gets what people do, and what is refused; not the calls of ranks.
     """
 
-    def __init__(self, policy: AccessPolicy, verifier: Verifier | None) -> None:
-        self._policy, self._verifier = policy, verifier
+    def __init__(
+        self, policy: AccessPolicy, verifier: Verifier | None, audit: AuditLog | None = None
+    ) -> None:
+        self._policy, self._verifier, self._audit = policy, verifier, audit
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """See grpc.aio.ServerInterceptor."""
@@ -42,22 +48,44 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return None
         method = details.method.rpartition("/")[2]
         try:
-            await self._check(method, _values(details.invocation_metadata))
+            principal = await self._check(method, _values(details.invocation_metadata))
+            self._write_down(method, principal, None)
         except Refusal as refusal:
+            self._write_down(method, NOBODY, refusal)
             code = _STATUS.get(refusal.status, grpc.StatusCode.UNAVAILABLE)
             return _refusing(handler, code, refusal.message)
         return handler
 
-    async def _check(self, method: str, values: Sequence[str]) -> None:
-        """Raises Refusal."""
+    def _write_down(
+        self, method: str, principal: Principal | None, refusal: Refusal | None
+    ) -> None:
+        if self._audit is not None and principal is not None:
+            self._audit.write(
+                AuditEntry(
+                    time=moment(),
+                    key=principal.id,
+                    name=principal.name,
+                    role=principal.role.label,
+                    method=RPC,
+                    route=method,
+                    status=refusal.status if refusal else 200,
+                    result="refused" if refusal else "ok",
+                    code=refusal.code if refusal else None,
+                )
+            )
+
+    async def _check(self, method: str, values: Sequence[str]) -> Principal | None:
+        """Who calls; None: a rank.  Raises Refusal."""
         rule = RPC_TABLE.get(method)
         if rule is None:
             raise InsufficientRole(f"No rule says who may call {method}.")
-        if self._policy.open or (rule.ranks and self._verifier is None):
-            return
+        if rule.ranks and (self._policy.open or self._verifier is None):
+            return None
+        if self._policy.open:
+            return ANYBODY
         if rule.ranks and self._verifier is not None and _is_signature(values):
             self._verifier.check(method, values[0])
-            return
+            return None
         if rule.role is None:
             raise Unauthorized(
                 f"{method} needs the signature of the cluster: each node needs a copy of the file "
@@ -68,6 +96,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             raise InsufficientRole(
                 f"{method} needs the role {rule.role.label}; the key's is {principal.role.label}."
             )
+        return principal
 
 
 def _is_signature(values: Sequence[str]) -> bool:

@@ -20,6 +20,8 @@ from server.access.rpc import AccessInterceptor
 from server.access.store import KeyStore
 from server.access.tokens import TokenVerifier
 
+FRONT_DOOR_SUFFIX = ".front-door"
+
 
 @dataclass(frozen=True)
 class Access:
@@ -65,10 +67,13 @@ def protect_front_door(config: Config, neighbours: Iterable[str] = ()) -> tuple[
     """What stands before the launcher's own port, and the line that says so.
 
     It lets in or refuses, and counts nothing: rank 0, which gets each request with its credential and with the
-    client's address in X-Forwarded-For, does that.  Raises what `open_access` raises.
+    client's address in X-Forwarded-For, does that.  What is refused here rank 0 does not hear of, so it is
+    written into a file beside the audit log.  Raises what `open_access` raises.
     """
     access = open_access(config.access, [config.api_gateway.host], neighbours)
-    return Guard(access.policy, pages=_pages(config)), access.notice
+    audit = open_audit(config.access.audit, FRONT_DOOR_SUFFIX)
+    guard = Guard(access.policy, audit=audit, only_refusals=True, pages=_pages(config))
+    return guard, access.notice
 
 
 def _pages(config: Config) -> Pages:
@@ -96,10 +101,11 @@ def protect(config: Config, listening: Iterable[str], neighbours: Iterable[str] 
     if not policy.open:
         verifier = Verifier(read_secret(Path(settings.cluster_secret_file)))
     pages = _pages(config)
+    audit = open_audit(settings.audit)
     return Protection(
-        Guard(policy, Limiter(settings.limits, places), open_audit(settings.audit), pages),
+        Guard(policy, Limiter(settings.limits, places), audit, pages=pages),
         Guard(policy, pages=pages),
-        AccessInterceptor(policy, verifier),
+        AccessInterceptor(policy, verifier, audit),
         access.notice,
     )
 

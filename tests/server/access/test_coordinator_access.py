@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from config.access import AccessConfig
+from config.access import AccessConfig, AuditConfig
+from server.access.audit import AuditLog
 from server.access.cluster_secret import WINDOW_S, Signer, Verifier, ensure_secret, read_secret
 from server.access.errors import AccessError, Unauthorized
 from server.access.policy import AccessPolicy
@@ -157,6 +159,24 @@ async def test_the_first_key_closes_the_operators_methods_and_breaks_no_running_
         add_key(path)
         assert await attempt(port, "SetConfig", None) == "UNAUTHENTICATED"
         assert await attempt(port, "Heartbeat", None) == "let in"
+
+
+async def test_what_people_do_is_in_the_audit_log(tmp_path: Path) -> None:
+    path, file = tmp_path / "keys.json", tmp_path / "audit"
+    operator = add_key(path, "operator", name="Bob")
+    audit = AuditLog(AuditConfig(file=str(file)))
+    async with guarded(
+        AccessInterceptor(AccessPolicy(KeyStore(path)), Verifier(SECRET), audit)
+    ) as port:
+        await attempt(port, "Register", Signer(SECRET).sign)
+        await attempt(port, "SetConfig", key_credential(operator))
+        await attempt(port, "SetConfig", None)
+    entries = [json.loads(line) for line in file.read_text().splitlines()]
+    shown = [(e["method"], e["route"], e["name"], e["status"], e["result"]) for e in entries]
+    assert shown == [
+        ("gRPC", "SetConfig", "Bob", 200, "ok"),
+        ("gRPC", "SetConfig", "nobody", 401, "refused"),
+    ]
 
 
 async def test_a_refused_call_names_the_setting(tmp_path: Path) -> None:

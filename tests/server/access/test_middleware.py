@@ -315,6 +315,18 @@ async def test_a_client_that_leaves_is_in_the_audit_log_with_what_it_used(path: 
     assert all(usage.sequences == 0 for usage in rank_0.guard.limiter._usage.values())
 
 
+async def test_a_front_door_writes_down_only_what_it_refuses(path: Path) -> None:
+    rank_0 = Rank0(path)
+    rank_0.app = rank_0_app(
+        Guard(rank_0.guard.policy, audit=rank_0.guard.audit, only_refusals=True), rank_0.engine
+    )
+    async with rank_0.client(add_key(path)) as client:
+        await client.post("/v1/chat/completions", json=CHAT)
+        await client.post("/v1/chat/completions", json={})
+        await client.post("/admin/models/switch", json={})
+    assert [entry["code"] for entry in rank_0.audit()] == ["insufficient_role"]
+
+
 async def test_a_stream_that_fails_has_failed_whatever_its_status_was(path: Path) -> None:
     rank_0 = Rank0(path)
     rank_0.engine.script = Script(ids("hello"), error=EngineFault("rank 1 is gone"))

@@ -96,7 +96,7 @@ async def serve_and_ask(app: Any, key: str) -> list[int]:
             broken = json.dumps({"prompt": MARKER})[:-3]
             await client.post("/v1/completions", content=broken, headers=headers)
     finally:
-        await servers.stop(1)
+        await servers.stop(0)
     gc.collect()  # asyncio tells of errors that nobody has asked for when the task goes
     return statuses
 

@@ -82,9 +82,11 @@ def test_the_front_door_asks_as_rank_0_does_and_counts_nothing(tmp_path: Path) -
     with pytest.raises(AccessError, match=r"Others can reach 0\.0\.0\.0"):
         protect_front_door(config(tmp_path, "api_gateway.host=0.0.0.0"))
     add_key(tmp_path / "keys.json")
-    guard, notice = protect_front_door(config(tmp_path, "api_gateway.host=0.0.0.0"))
+    audit = f"access.audit.file={tmp_path / 'audit'}"
+    guard, notice = protect_front_door(config(tmp_path, "api_gateway.host=0.0.0.0", audit))
     assert not guard.policy.open
-    assert (guard.limiter, guard.audit) == (None, None)
+    assert (guard.limiter, guard.only_refusals) == (None, True)
+    assert (tmp_path / "audit.front-door").exists()
     assert "1 valid keys" in notice
 
 
