@@ -56,9 +56,14 @@ def test_canitoolcall(run: Run, cluster: Cluster, tmp_path: Path) -> None:
     done = run("canitoolcall", "probe", *target, *bounds, "--json", str(report), ok=(0, 1))
     outcomes: list[dict[str, Any]] = json.loads(report.read_text())["outcomes"]
     assert not [each for each in outcomes if each["status"] == "error"], done.stdout
-    held = [each for each in outcomes if each["scenario"] not in UP_TO_THE_MODEL]
-    assert len(held) >= 3
-    assert not [each for each in held if each["status"] == "fail"], done.stdout
+    # Whatever the model says, a stream says the same; and what does not depend on it passes.
+    held = [
+        each
+        for each in outcomes
+        if each["check"] != "scenario" or each["scenario_id"] not in UP_TO_THE_MODEL
+    ]
+    assert len(held) >= 15
+    assert not [each for each in held if each["status"] != "pass"], done.stdout
 
 
 # Fields that make an answer long, and the values that are tried of them.
