@@ -14,7 +14,7 @@ from config.values import Auto, Flag, Text
 
 FilePath = Annotated[Text, AfterValidator(os.path.expanduser)]
 
-DEFAULT_FOLDER = "~/.mlx-cluster/tls"
+DEFAULT_FOLDER = "~/.config/mlx-cluster/tls"
 
 CA, GATEWAY, LAUNCHER = "ca", "gateway", "launcher"
 """Names of files in the folder, which are therefore no names of nodes."""

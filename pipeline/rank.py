@@ -37,7 +37,7 @@ from pipeline.link import KeepAlive, Links
 from pipeline.meeting import Meeting, agree, meet, place_layers
 from pipeline.plan import LayerRange, Plan
 from pipeline.plan.resources import prefill_chunk, this_node
-from pipeline.ring import Ring, check_early_receive
+from pipeline.ring import Ring, RingTunnel, check_early_receive
 from pipeline.sampler import Sampler
 from pipeline.sampling.grammar import Grammars, read_vocabulary
 from pipeline.scheduler import Limits, Scheduler
@@ -111,10 +111,13 @@ class Rank:
     """
 
     def __init__(
-        self, config: Config, security: Callable[[str], LinkSecurity | None] = lambda _: None
+        self,
+        config: Config,
+        security: Callable[[str], LinkSecurity | None] = lambda _: None,
+        tunnel: RingTunnel | None = None,
     ) -> None:
         """`security`: of the links, by the name of the own node; None: plain.  May raise StartFailed."""
-        self.config, self._security = config, security
+        self.config, self._security, self._tunnel = config, security, tunnel
         self.phase = Phase.JOINING
         self.joined: Future[None] = Future()
         self.placed: Future[Placement] = Future()
@@ -205,7 +208,7 @@ class Rank:
             self.ended.set_exception(error)
 
     def _live(self) -> None:
-        ring = Ring()
+        ring = Ring(self._tunnel)
         self.joined.set_result(None)
         placement = self._join(ring)
         self.phase = Phase.LOADING

@@ -5,11 +5,13 @@ Everything here runs in the engine thread: MLX streams belong to the thread that
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
 
 import mlx.core as mx
 import numpy as np
@@ -19,18 +21,28 @@ from pipeline.errors import LinkClosed, PipelineError
 from pipeline.split import TensorSpec
 
 
+class RingTunnel(Protocol):
+    """What carries MLX's connections in place of the network."""
+
+    hostfile: Path  # by which MLX joins local ends
+
+    def take_over(self) -> None:
+        """MLX has joined these; return when the other ranks are at the far ends.  Raises PipelineError."""
+        ...
+
+
 class Ring:
     """This process's place among the ranks.
 
     Sends and receives run on a CPU stream of their own, so that they overlap with computing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tunnel: RingTunnel | None = None) -> None:
         """Join the ranks that mlx.launch started; alone if it started one or none.
 
         Raises LinkClosed if they don't all come (MLX waits about 30 s).
         """
-        self._group = _init()
+        self._group = _init(tunnel)
         self.rank = self._group.rank() if self._group else 0
         self.size = self._group.size() if self._group else 1
         self.stream = mx.new_stream(mx.cpu)
@@ -136,15 +148,32 @@ def launched_size() -> int | None:
     return len(json.loads(text)) if text else 1
 
 
-def _init() -> mx.distributed.Group | None:
+def _init(tunnel: RingTunnel | None) -> mx.distributed.Group | None:
     """The group of all ranks; None for a single one, whose empty hostfile mx.distributed.init refuses."""
     if launched_size() in (None, 1) and not os.environ.get("MLX_IBV_DEVICES"):
         return None
     try:
-        group = mx.distributed.init(strict=True)
+        with _joining_by(tunnel):
+            group = mx.distributed.init(strict=True)
     except RuntimeError as error:
         raise LinkClosed(f"the ranks did not find each other: {error}") from error
+    if tunnel is not None:
+        tunnel.take_over()
     return group if group.size() > 1 else None
+
+
+@contextlib.contextmanager
+def _joining_by(tunnel: RingTunnel | None) -> Iterator[None]:
+    """MLX reads the addresses of the ranks from a file that the environment names."""
+    if tunnel is None:
+        yield
+        return
+    launched = os.environ["MLX_HOSTFILE"]
+    os.environ["MLX_HOSTFILE"] = str(tunnel.hostfile)
+    try:
+        yield
+    finally:
+        os.environ["MLX_HOSTFILE"] = launched
 
 
 def ring_addresses(size: int) -> list[str] | None:

@@ -38,6 +38,8 @@ def serve(settings: Settings) -> int:
     """Run this rank to its end; returns the exit status."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a half-done import
+    # Read when gRPC is imported.  Otherwise each stranger whom TLS turns away writes a line.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     problem = _descriptors_problem()
     if problem:
         return _fatal(problem, EXIT_STARTUP)

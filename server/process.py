@@ -21,7 +21,7 @@ import structlog
 
 from config import Settings
 from pipeline.engine import Engine
-from pipeline.errors import LinkTimeout, ModelError
+from pipeline.errors import LinkClosed, LinkTimeout, ModelError
 from pipeline.rank import Phase, Placement, Rank
 from server import descriptors, logs
 from server.access.errors import AccessError
@@ -41,6 +41,7 @@ from server.rpc.records import Registration
 from server.rpc.runtime_settings import RuntimeSettings
 from server.tls.own import OwnTls
 from server.tls.rpc import ClientTls
+from server.tls.tunnel.rank_side import Tunnel, open_tunnel
 
 if TYPE_CHECKING:
     from server.observe.tracing import Tracing
@@ -59,6 +60,7 @@ HTTP_GRACE_SECONDS = 2
 PORTS_SECONDS = 3.5  # for the ports, the grace included
 CONTROL_SECONDS = 0.5  # for this rank's side of the control plane
 GOODBYE_SECONDS = 3.0  # for the ring to end in order
+FAREWELL_SECONDS = 1.0  # for a rank to hear by frames why the tunnel of a neighbour has closed
 ABORT_SECONDS = 0.5  # for a rank whose links are closed; it may hang inside MLX
 
 
@@ -85,7 +87,8 @@ class RankProcess:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._tls = OwnTls(settings.config.tls)
-        self.rank = Rank(settings.config, self._tls)
+        self._tunnel = open_tunnel(settings.config, os.environ, self._tls)
+        self.rank = Rank(settings.config, self._tls, self._tunnel)
         self.reporter = Reporter(self.rank)
         self.started = time.monotonic()
         self._stop = asyncio.Event()
@@ -94,6 +97,7 @@ class RankProcess:
         self._client: CoordinatorClient | None = None
         self._heartbeats: asyncio.Task[NoReturn] | None = None
         self._watchdog: asyncio.Task[NoReturn] | None = None
+        self._tunnel_watch: asyncio.Task[NoReturn] | None = None
         self._resources: asyncio.Task[NoReturn] | None = None
         self._shipping: asyncio.Task[NoReturn] | None = None
         self._tracing: Tracing | None = None
@@ -120,6 +124,9 @@ class RankProcess:
 
     async def _start_up(self) -> None:
         await _follow(self.rank.joined)
+        if self._tunnel is not None:
+            self._tunnel_watch = asyncio.create_task(self._watch_tunnel(self._tunnel))
+            self._tunnel_watch.add_done_callback(_heed)
         signal.setitimer(signal.ITIMER_REAL, 0)
         self._watch_signals()
         self._watch_parent()
@@ -255,6 +262,15 @@ class RankProcess:
                     " a neighbour may hang"
                 )
 
+    async def _watch_tunnel(self, tunnel: Tunnel) -> NoReturn:
+        """Raises LinkClosed when it breaks."""
+        try:
+            await tunnel.watch()
+        except LinkClosed:
+            # A neighbour that leaves in order has said so on the frame link.
+            await asyncio.wait({_follow(self.rank.ended)}, timeout=FAREWELL_SECONDS)
+            raise
+
     async def _shut_down(self, orderly: bool) -> None:
         """Close everything, each part within its time; `orderly`: together with the other ranks."""
         self.reporter.draining = True
@@ -267,7 +283,13 @@ class RankProcess:
     async def _close_ports(self) -> None:
         if self._role is not None:
             await close_all({"ports": self._role.stop(HTTP_GRACE_SECONDS)}, PORTS_SECONDS)
-        for task in (self._heartbeats, self._watchdog, self._resources, self._shipping):
+        for task in (
+            self._heartbeats,
+            self._watchdog,
+            self._tunnel_watch,
+            self._resources,
+            self._shipping,
+        ):
             if task is not None:
                 task.cancel()
         last: dict[str, Awaitable[None]] = {}
@@ -285,13 +307,20 @@ class RankProcess:
         if not ended.done():
             self.rank.abort()
             await asyncio.wait({ended}, timeout=ABORT_SECONDS)
+        if self._tunnel is not None:
+            self._tunnel.close()
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T:
         """The result of `work`; raises Stopped if asked to stop meanwhile, or what broke in this rank."""
         task = asyncio.ensure_future(work)
         task.add_done_callback(_heed)
         stop = asyncio.ensure_future(self._stop.wait())
-        vital = [_follow(self.rank.ended), self._watchdog, self._heartbeats]
+        vital = [
+            _follow(self.rank.ended),
+            self._watchdog,
+            self._heartbeats,
+            self._tunnel_watch,
+        ]
         parts = [part for part in vital if part is not None]
         await asyncio.wait({task, stop, *parts}, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()

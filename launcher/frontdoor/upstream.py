@@ -65,7 +65,7 @@ class Upstream:
 
     def __init__(self, limits: ForwardLimits, tls: ClusterTls | None) -> None:
         self._tls = tls
-        self._client = new_client(limits, self.tls_of(""))
+        self._client = new_client(limits, None if tls is None else tls.client)
 
     def tls_of(self, name: str) -> UpstreamTls | None:
         """How the node is called where the cluster has TLS."""

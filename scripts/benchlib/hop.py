@@ -17,7 +17,8 @@ from pipeline.errors import FrameError
 from pipeline.frames import Decode, Frame, Goodbye, Ready, Step
 from pipeline.joining import join, listen
 from pipeline.link import Connection, Links, Peer
-from pipeline.ring import Ring, evaluate, ring_addresses
+from pipeline.ring import Ring, RingTunnel, evaluate, ring_addresses
+from pipeline.security import LinkSecurity
 from pipeline.split import TensorSpec
 
 WAIT = 120.0  # seconds for one answer of a neighbour
@@ -46,7 +47,7 @@ class Exchange(msgspec.Struct, frozen=True):
     seconds: tuple[float, ...]
 
 
-def connect(ring: Ring) -> Links:
+def connect(ring: Ring, security: LinkSecurity | None = None) -> Links:
     """Frame links over the addresses of MLX's ring, on ports that are free.
 
     Raises TransportError if a neighbour can't be reached.
@@ -55,18 +56,20 @@ def connect(ring: Ring) -> Links:
     listener = listen(hosts[ring.rank], 0)
     ports = ring.exchange({"port": listener.getsockname()[1]})
     peers = [
-        Peer(rank, f"rank {rank}", host, card["port"])
+        Peer(rank, f"node{rank}", host, card["port"])
         for rank, (host, card) in enumerate(zip(hosts, ports, strict=True))
     ]
-    return join(listener, ring.rank, peers, epoch=0, timeout=WAIT)
+    return join(listener, ring.rank, peers, epoch=0, timeout=WAIT, security=security)
 
 
-def measure_all(plan: HopPlan) -> list[list[Exchange]] | None:
+def measure_all(
+    plan: HopPlan, tunnel: RingTunnel | None = None, security: LinkSecurity | None = None
+) -> list[list[Exchange]] | None:
     """Take part in measuring every hop.  On rank 0: the exchanges of each hop; None elsewhere."""
-    ring = Ring()
+    ring = Ring(tunnel)
     if ring.size < 2:
         raise FrameError("a ring of one rank has no hop to measure")
-    links = connect(ring)
+    links = connect(ring, security)
     try:
         if ring.rank == 0:
             own = _measure(ring, links.outbound, plan)

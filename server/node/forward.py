@@ -79,7 +79,7 @@ class Forwarder:
         self._max_requests = limits.max_requests
         self._under_way = 0
         self._bodies = BodyReader(limits.max_body_bytes, limits.body_patience_s)
-        self._client = new_client(limits, tls)
+        self._client = new_client(limits, None if tls is None else tls.context)
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -159,9 +159,9 @@ class Forwarder:
         )
 
 
-def new_client(limits: ForwardLimits, tls: UpstreamTls | None) -> httpx.AsyncClient:
+def new_client(limits: ForwardLimits, context: ssl.SSLContext | None) -> httpx.AsyncClient:
     transport = httpx.AsyncHTTPTransport(
-        verify=False if tls is None else tls.context,  # False: nothing to verify, it is plain HTTP
+        verify=False if context is None else context,  # False: nothing to verify, it is plain HTTP
         limits=httpx.Limits(max_connections=limits.max_requests),
         socket_options=_keepalive_options(),
     )

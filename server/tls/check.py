@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-import structlog
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -17,8 +16,6 @@ from server.access.errors import AccessError
 from server.access.private_file import read_private
 from server.tls.errors import TlsError
 from server.tls.identity import Identity, identity_in
-
-log = structlog.get_logger(__name__)
 
 SOON = timedelta(days=30)
 
@@ -104,18 +101,6 @@ def holder_of(certificate: x509.Certificate) -> Identity | None:
     except x509.ExtensionNotFound:
         return None
     return identity_in(names.get_values_for_type(x509.DNSName))
-
-
-def warn_if_soon(certificate: x509.Certificate, path: Path) -> None:
-    """A line in the log when it expires soon."""
-    left = certificate.not_valid_after_utc - datetime.now(timezone.utc)
-    if left < SOON:
-        log.warning(
-            "a certificate expires soon; scripts/certs renew makes a new one",
-            certificate=str(path),
-            expires=day(certificate.not_valid_after_utc),
-            days=left.days,
-        )
 
 
 def day(moment: datetime) -> str:

@@ -7,7 +7,10 @@ import ssl
 from pathlib import Path
 
 from config.tls import LAUNCHER, ClusterTlsConfig, TlsConfig
-from server.tls.check import Files, check_holder, check_signed, load_chain, warn_if_soon
+from server.tls.bare import member_context
+from server.tls.check import Files, check_holder, check_signed
+from server.tls.errors import TlsError
+from server.tls.expiry import note_expiry
 from server.tls.identity import Identity, Kind, identity_of, node
 
 
@@ -23,20 +26,17 @@ class ClusterTls:
         certificate = files.load()
         check_holder(certificate, files, own)
         check_signed(certificate, files, ca)
-        warn_if_soon(certificate, files.certificate)
+        note_expiry(certificate, files.certificate, files.setting)
         self.expires = certificate.not_valid_after_utc
-        self.server = self._context(ssl.PROTOCOL_TLS_SERVER)
-        self.client = self._context(ssl.PROTOCOL_TLS_CLIENT)
-
-    def _context(self, protocol: int) -> ssl.SSLContext:
-        context = ssl.SSLContext(protocol)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.verify_mode = ssl.CERT_REQUIRED
-        if protocol == ssl.PROTOCOL_TLS_SERVER:
-            context.num_tickets = 0  # no session is resumed here: the connections stay
-        load_chain(context, self.files)
-        context.load_verify_locations(self.ca)
-        return context
+        try:
+            self.server, self.client = (
+                member_context(protocol, files.certificate, files.key, ca)
+                for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
+            )
+        except OSError as error:
+            raise TlsError(
+                f"tls.cluster.certificate = {files.certificate}: can't be used: {error}."
+            ) from error
 
     def serve(self, sock: socket.socket) -> ssl.SSLSocket:
         """The server's end of a connection; the handshake goes on with the first read."""

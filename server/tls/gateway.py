@@ -11,8 +11,9 @@ import structlog
 from config.tls import TlsConfig
 from server.access.errors import AccessError
 from server.access.private_file import Version, version_of
-from server.tls.check import Files, load_chain, warn_if_soon
+from server.tls.check import Files, load_chain
 from server.tls.errors import TlsError
+from server.tls.expiry import note_expiry
 
 log = structlog.get_logger(__name__)
 
@@ -35,7 +36,7 @@ class GatewayTls:
         # A chain that fails halfway must not change what is served.
         load_chain(_new_context(), self._files)
         load_chain(self.context, self._files)
-        warn_if_soon(certificate, self._files.certificate)
+        note_expiry(certificate, self._files.certificate, self._files.setting)
         self.expires = certificate.not_valid_after_utc
 
     def reload(self) -> bool:

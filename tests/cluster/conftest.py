@@ -11,6 +11,8 @@ import pytest
 from pipeline.demo_model import ensure_demo_model
 from tests.cluster.harness import Cluster, Spec
 from tests.cluster.reference import Reference
+from tests.cluster.tiny import make_folder
+from tests.cluster.tls import TlsCluster, two_ranks
 
 NAMED = {
     "one": Spec(ranks=1),
@@ -70,6 +72,23 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str],
 @pytest.fixture(scope="session")
 def three(shared: Callable[[str], Cluster]) -> Cluster:
     return shared("three")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A llama with random weights and a word for each token."""
+    return make_folder(tmp_path_factory.mktemp("model"), "llama")
+
+
+@pytest.fixture(scope="session")
+def tls_two(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TlsCluster]:
+    """Two ranks of the tiny model, with TLS everywhere."""
+    cluster = TlsCluster(two_ranks(tiny_model), tmp_path_factory.mktemp("tls"), tensors=True)
+    try:
+        yield cluster.start().wait_ready()
+        cluster.stop()
+    finally:
+        cluster.kill()
 
 
 @pytest.fixture

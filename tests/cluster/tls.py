@@ -12,7 +12,7 @@ import httpx
 
 from server.tls.identity import node
 from tests.certificates import make_folder
-from tests.cluster.harness import ANSWER_DEADLINE, HOST, Cluster, Ports, Spec
+from tests.cluster.harness import ANSWER_DEADLINE, HOST, Cluster, Ports, Spec, folder_model
 
 
 class TlsCluster(Cluster):
@@ -62,3 +62,9 @@ class TlsCluster(Cluster):
         with httpx.Client(verify=self.reader, timeout=ANSWER_DEADLINE) as client:
             name = node(f"n{rank}").dns_name
             return client.request(method, address, extensions={"sni_hostname": name}, **body)
+
+
+def two_ranks(model: Path) -> Spec:
+    """Two ranks that compute each prompt anew, in the same pieces."""
+    settings = ["scheduler.prefix_cache_tokens=0", "scheduler.prefill_chunk_tokens=32"]
+    return Spec(ranks=2, models=folder_model(model), settings=settings)

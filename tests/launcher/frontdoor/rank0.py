@@ -12,6 +12,7 @@ from pipeline.request import GenerationRequest
 from server.api.app import create_app
 from server.api.service import Service
 from server.node.serve import HttpServers, Listener, start_servers
+from server.tls.contexts import ClusterTls
 from tests.server.api.fakes import make_service
 from tests.server.replay.engine import PureEngine
 
@@ -36,7 +37,13 @@ class Steered(PureEngine):
 class Rank0:
     """One life of it."""
 
-    def __init__(self, engine: Steered | None = None, readiness: str | None = None) -> None:
+    def __init__(
+        self,
+        engine: Steered | None = None,
+        readiness: str | None = None,
+        tls: ClusterTls | None = None,
+    ) -> None:
+        self._tls = tls
         self.engine = engine or Steered(random.Random(1))
         self.readiness = readiness
         self.service: Service = make_service(self.engine)  # type: ignore[arg-type]
@@ -45,9 +52,11 @@ class Rank0:
 
     async def start(self, epoch: int = 1) -> LeaderAddress:
         app = create_app(self.service)
-        self._servers = await start_servers([Listener("inference", app, "127.0.0.1", 0)])
+        self._servers = await start_servers(
+            [Listener("inference", app, "127.0.0.1", 0, self._tls and self._tls.server)]
+        )
         host, port = self._servers.addresses["inference"]
-        return LeaderAddress(host, port, epoch)
+        return LeaderAddress(host, port, epoch, self._tls.own.name if self._tls else "")
 
     async def kill(self) -> None:
         """Every connection breaks, as when the process is killed."""

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from config.tls import GatewayTlsConfig, TlsConfig
+from server.observe.registry import REGISTRY
 from server.tls.__main__ import main
 from server.tls.contexts import launcher_tls, node_tls
 from server.tls.errors import TlsError
 from server.tls.gateway import GatewayTls, gateway_tls
 from server.tls.identity import node
+from server.tls.notice import in_the_clear
 from tests.certificates import cluster_config, make_folder, shake_hands, tls_of
 
 
@@ -198,3 +200,51 @@ def test_own_is_the_certificate_of_the_folder(folder: Path) -> None:
     (folder / "gateway.key").unlink()
     with pytest.raises(TlsError, match=r"tls\.gateway\.key = .*gateway\.key: can't be read"):
         gateway_tls(config)
+
+
+def test_when_certificates_end_is_a_metric_and_soon_a_warning(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "mlxc_certificate_expires_timestamp_seconds"
+
+    def shown(use: str) -> float | None:
+        return REGISTRY.get_sample_value(name, {"use": use})
+
+    tls, own = gateway(folder), tls_of(folder, "n0")
+    assert shown("tls.gateway") == tls.expires.timestamp()
+    assert shown("tls.cluster") == own.expires.timestamp()
+    assert "expires soon" not in capsys.readouterr().out
+    assert main(["--folder", str(folder), "renew", "gateway", "--days", "20"]) == 0
+    assert tls.reload()
+    assert shown("tls.gateway") == tls.expires.timestamp()
+    assert "expires soon" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("tls", "gateway_host", "hosts", "clear"),
+    [
+        ({}, "127.0.0.1", ["127.0.0.1", "127.0.0.1"], []),
+        ({}, "0.0.0.0", ["127.0.0.1"], ["requests"]),
+        ({}, "10.0.0.1", ["10.0.0.1", "10.0.0.2"], ["requests", "prompts", "hidden states"]),
+        ({}, "127.0.0.1", ["10.0.0.1"], ["prompts"]),
+        (
+            {"cluster": {"enabled": True}, "gateway": {"mode": "own"}},
+            "10.0.0.1",
+            ["10.0.0.1", "10.0.0.2"],
+            ["hidden states"],
+        ),
+        (
+            {"cluster": {"enabled": True}, "tensors": True},
+            "127.0.0.1",
+            ["10.0.0.1", "10.0.0.2"],
+            [],
+        ),
+    ],
+)
+def test_what_travels_in_the_clear_is_said(
+    tls: dict[str, object], gateway_host: str, hosts: list[str], clear: list[str]
+) -> None:
+    said = in_the_clear(TlsConfig.model_validate(tls), gateway_host, hosts)
+    words = ("requests", "prompts", "hidden states")
+    assert [word for word in words if word in said] == clear
+    assert bool(said) == bool(clear)
