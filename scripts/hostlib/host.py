@@ -79,7 +79,7 @@ class Host:
     def listening(self) -> set[int]:
         """TCP ports on which somebody listens, without sshd's."""
         ports = set()
-        for table in ("tcp", "tcp6"):
+        for table in ("tcp", "tcp6") if _pid_namespace(self.init) else ():
             for line in Path(f"/proc/{self.init}/net/{table}").read_text().splitlines()[1:]:
                 _, local, _, state, *_ = line.split()
                 if state == LISTENING:
@@ -123,7 +123,12 @@ class Host:
 
     def _members(self) -> list[psutil.Process]:
         own = _pid_namespace(self.init)
-        return [psutil.Process(pid) for pid in psutil.pids() if _pid_namespace(pid) == own]
+        found = []
+        for pid in psutil.pids() if own else ():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if _pid_namespace(pid) == own:
+                    found.append(psutil.Process(pid))
+        return found
 
 
 def _pid_namespace(pid: int) -> str:

@@ -104,6 +104,15 @@ class Hosts:
         """Pull the cable of a host, or put it back."""
         self._on_switch("link", "set", "dev", host.name, "up" if up else "down")
 
+    def cut_power(self, name: str) -> None:
+        """All that runs on a host is gone, and nobody hears of it: a process that ends would say goodbye."""
+        self._on_switch("link", "delete", "dev", name)
+        os.kill(self[name].init, signal.SIGKILL)
+
+    def boot(self, name: str) -> None:
+        """Start a host again whose power was cut; its files are as they were."""
+        self.hosts = tuple(self._start(h.name) if h.name == name else h for h in self.hosts)
+
     def part(self, some: Sequence[Host], others: Sequence[Host]) -> None:
         """No packet comes from one side to the other any more; the tests reach both."""
         for one, other in ((some, others), (others, some)):
@@ -142,7 +151,7 @@ class Hosts:
 
     def _start(self, name: str) -> Host:
         folder = self.folder / name
-        (folder / "tmp").mkdir(parents=True)
+        (folder / "tmp").mkdir(parents=True, exist_ok=True)
         (folder / "sshd_config").write_text(SSHD_CONFIG.format(folder=self.folder, name=name))
         script = str(Path(__file__).with_name("host.sh"))
         init = self._live(*NAMESPACES, command=(script, name, str(self.folder)))
@@ -155,7 +164,9 @@ class Hosts:
 
     def _plug_in(self, name: str, end: str, pid: int) -> None:
         """A cable from the bridge to the network of the process `pid`."""
-        kind = ("type", "veth", "peer", "name", end, "netns", str(pid))
+        number = NAMES.index(name) if name in NAMES else len(NAMES)
+        hardware = f"02:00:00:00:01:{number:02x}"  # the same after a boot, so that nobody looks for another
+        kind = ("type", "veth", "peer", "name", end, "address", hardware, "netns", str(pid))
         self._on_switch("link", "add", "name", name, *kind)
         self._on_switch("link", "set", "dev", name, "master", BRIDGE, "up")
 
@@ -165,8 +176,8 @@ class Hosts:
         run("ip", "address", "add", f"{self._network}.{TESTS}/24", "dev", link)
         run("ip", "link", "set", link, "up")
 
-    def _on_switch(self, *words: str) -> None:
-        run("nsenter", f"--target={self._switch}", "--net", "ip", *words)
+    def _on_switch(self, *words: str) -> str:
+        return run("nsenter", f"--target={self._switch}", "--net", "ip", *words)
 
     def _live(self, *namespaces: str, command: Sequence[str]) -> int:
         """The id of a process in new namespaces, which ends at the latest with this one."""
