@@ -24,9 +24,8 @@ from launcher.frontdoor.upstream import Upstream
 from pipeline.errors import PipelineError
 from server.access.errors import Refusal
 from server.access.middleware import Guard
-from server.access.pages import Pages
 from server.access.roles import RouteTable
-from server.access.startup import open_access
+from server.access.startup import protect_front_door
 from server.api.body import BodyReader
 from server.api.errors import ApiError, NotReady, respond
 from server.api.outer import guarded, outermost
@@ -166,12 +165,10 @@ class FrontDoor:
             await send({"type": "websocket.close", "code": 1000})
 
     def _guard(self) -> Guard:
-        """Who may come in; what is counted and written down is at rank 0.  Raises AccessError."""
-        config = self._config
-        access = open_access(config.access, [config.api_gateway.host], self._neighbours)
-        log.info(access.notice)
-        origins = frozenset(config.api_gateway.cors_origins)
-        return Guard(access.policy, pages=Pages(origins, names=config.access.enabled is False))
+        """Who may come in; what is counted is at rank 0.  Raises AccessError."""
+        guard, notice = protect_front_door(self._config, self._neighbours)
+        log.info(notice)
+        return guard
 
     def _forwarder_to(self, leader: LeaderAddress) -> Forwarder:
         scheme = "http" if self._tls is None else "https"

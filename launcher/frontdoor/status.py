@@ -67,7 +67,8 @@ def _passed_on(request: Request) -> dict[str, str]:
     """Rank 0 asks for the same key."""
     headers = {name: request.headers[name] for name in _CREDENTIALS if name in request.headers}
     if request.client is not None:
-        headers["x-forwarded-for"] = request.client.host
+        before = request.headers.getlist("x-forwarded-for")  # of a proxy that rank 0 may trust
+        headers["x-forwarded-for"] = ", ".join([*before, request.client.host])
     return headers
 
 

@@ -10,7 +10,9 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount, Route
 
 from config import load
+from launcher.frontdoor.door import FrontDoor
 from server.access.middleware import Guard
+from server.access.policy import AccessPolicy
 from server.api.app import create_app
 from server.leader import Leader
 from server.node.health import NodeView, health_app
@@ -45,7 +47,21 @@ def node_health_app(guard: Guard | None = None) -> Starlette:
     return health_app(node_view(), guard)
 
 
-APPS = {"rank 0": rank_0_app, "health port": node_health_app}
+class _Door(FrontDoor):
+    def __init__(self, guard: Guard) -> None:
+        super().__init__(load(None, {}).config)
+        self._given = guard
+
+    def _guard(self) -> Guard:
+        return self._given
+
+
+def front_door_app(guard: Guard | None = None) -> Starlette:
+    """The launcher's, without any leader: what it does not answer itself it passes on to rank 0."""
+    return _Door(guard or Guard(AccessPolicy())).app()
+
+
+APPS = {"rank 0": rank_0_app, "health port": node_health_app, "front door": front_door_app}
 
 
 def routes_of(app: Starlette) -> Iterator[tuple[str, str]]:
@@ -55,6 +71,8 @@ def routes_of(app: Starlette) -> Iterator[tuple[str, str]]:
 
 def _walk(routes: list[BaseRoute], prefix: str) -> Iterator[tuple[str, str]]:
     for route in routes:
+        if isinstance(route, Mount) and not (route.path or route.routes):
+            continue  # the front door passes everything on to rank 0, whose routes are walked as well
         if isinstance(route, Mount):
             yield from _walk(route.routes, prefix + route.path)
             if not route.routes:  # an application that is not looked into: static files
