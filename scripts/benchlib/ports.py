@@ -15,12 +15,12 @@ def free_ports(count: int) -> list[int]:
     """Consecutive ports on which nobody listens, as MLX's ring takes them.  Raises OSError if none are."""
     for first in random.sample(_BLOCKS, len(_BLOCKS)):
         ports = list(range(first, first + count))
-        if all(map(_is_free, ports)):
+        if all(map(is_free, ports)):
             return ports
     raise OSError(f"no {count} consecutive ports are free on {HOST}")
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

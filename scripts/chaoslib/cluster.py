@@ -1,0 +1,244 @@
+"""The cluster that faults are done to: the supervised launcher with its ranks, on this machine."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from benchlib.ports import HOST, free_ports, is_free
+from benchlib.servers import is_alive
+
+ROOT = Path(__file__).parents[2]
+MODEL = "chaos"
+NAMES = ("mini1", "mini2", "master")
+START_DEADLINE = 180.0  # seconds until the cluster serves
+RECOVERY_DEADLINE = 180.0  # until it serves again after a fault
+STOP_DEADLINE = 60.0
+ANSWER_DEADLINE = 20.0  # of one question to it
+POLL = 0.05
+
+
+class ClusterFailed(Exception):
+    """The cluster did not start, recover or stop; the message has the end of its log."""
+
+
+class Cluster:
+    """Three nodes, each with one rank."""
+
+    def __init__(
+        self, folder: Path, model: Path, environment: dict[str, str], settings: Sequence[str]
+    ) -> None:
+        self.folder, self.model, self.environment, self.settings = (
+            folder,
+            model,
+            environment,
+            settings,
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+        self.gateway, self.coordinator, *rest = self._ports(2 + 4 * len(NAMES))
+        self.node_ports = [rest[3 * n : 3 * n + 3] for n in range(len(NAMES))]
+        self.ring_port = rest[3 * len(NAMES)]
+        self.log_path = folder / "log.txt"
+
+    # where it runs
+
+    def _ports(self, count: int) -> list[int]:
+        return free_ports(count)
+
+    def address(self, node: int) -> str:
+        return HOST
+
+    def place_arguments(self) -> list[str]:
+        """The launcher's arguments that say on which hosts."""
+        return ["--ranks", str(len(NAMES))]
+
+    def command(self, *words: str) -> list[str]:
+        """`words` as they run where the launcher does."""
+        return list(words)
+
+    def processes(self) -> list[psutil.Process]:
+        """The launcher and all that it has started, wherever that is."""
+        assert self._process
+        launcher = psutil.Process(self._process.pid)
+        return [launcher, *filter(is_alive, launcher.children(recursive=True))]
+
+    # life
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address(0)}:{self.gateway}"
+
+    def start(self) -> None:
+        """Start it and wait until it serves.  Raises ClusterFailed."""
+        self._write_config()
+        with self.log_path.open("wb") as log:
+            self._process = subprocess.Popen(
+                self.command(sys.executable, "-m", "launcher", *self._launcher_arguments()),
+                cwd=ROOT,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.wait(self.is_ready, "it does not serve", START_DEADLINE)
+
+    def stop(self) -> None:
+        """Ctrl-C.  Raises ClusterFailed unless it ends well and leaves nothing."""
+        assert self._process
+        left = self.processes()
+        self.launcher.send_signal(signal.SIGINT)
+        try:
+            status = self._process.wait(STOP_DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise self.failed(
+                f"it still runs {STOP_DEADLINE:g} s after it was asked to stop"
+            ) from None
+        if status:
+            raise self.failed(f"it ended with status {status}")
+        self.wait(
+            lambda: not any(map(is_alive, left)), "processes are left", STOP_DEADLINE, ended=True
+        )
+        if taken := self.taken_ports():
+            raise self.failed(f"ports {taken} are still taken")
+
+    def kill(self) -> None:
+        """End whatever is left."""
+        if self._process is None:
+            return
+        left = self.processes() if self._process.poll() is None else []
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.wait()
+
+    def taken_ports(self) -> list[int]:
+        """Those of the cluster's ports on which somebody listens."""
+        all_ports = [self.gateway, self.coordinator, *(p for n in self.node_ports for p in n)]
+        return [port for port in all_ports if not is_free(port)]
+
+    # what it is
+
+    @property
+    def launcher(self) -> psutil.Process:
+        assert self._process
+        return psutil.Process(self._process.pid)
+
+    def ranks(self) -> dict[int, psutil.Process]:
+        """The processes of the ranks that run."""
+        found = {}
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess, KeyError):
+                if role(process) == "rank":
+                    found[_rank(process.environ())] = process
+        return found
+
+    def mlx_launch(self) -> psutil.Process | None:
+        """The process that started the ranks."""
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                if role(process) == "mlx.launch":
+                    return process
+        return None
+
+    def is_ready(self) -> bool:
+        """Whether a new request would be served now."""
+        try:
+            return httpx.get(f"{self.url}/ready", timeout=ANSWER_DEADLINE).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def status(self) -> dict[str, Any]:
+        """The launcher's, as `python -m launcher status --json` shows it.  Raises ClusterFailed."""
+        try:
+            answer = httpx.get(f"{self.url}/admin/status", timeout=ANSWER_DEADLINE)
+            found: dict[str, Any] = answer.raise_for_status().json()
+        except httpx.HTTPError as error:
+            raise self.failed(f"its status can't be had: {error}") from error
+        return found
+
+    def recoveries(self) -> int:
+        """How often it has recovered so far."""
+        return int(self.status()["recoveries_total"])
+
+    def sequences(self) -> int:
+        """Sequences that all nodes together hold, by their health ports."""
+        total = 0
+        for node, ports in enumerate(self.node_ports):
+            with suppress(httpx.TransportError):
+                url = f"http://{self.address(node)}:{ports[2]}/health"
+                total += httpx.get(url, timeout=ANSWER_DEADLINE).json()["sequences"]
+        return total
+
+    def wait(
+        self, condition: Callable[[], bool], what: str, deadline: float, ended: bool = False
+    ) -> None:
+        """Poll until `condition`.  Raises ClusterFailed, also when the launcher ends, unless it is `ended`."""
+        assert self._process
+        end = time.monotonic() + deadline
+        while not condition():
+            if not ended and self._process.poll() is not None:
+                raise self.failed(f"it ended with status {self._process.returncode}")
+            if time.monotonic() > end:
+                raise self.failed(f"{what} after {deadline:g} s")
+            time.sleep(POLL)
+
+    def failed(self, what: str) -> ClusterFailed:
+        lines = self.log_path.read_text(errors="replace").splitlines()[-40:]
+        return ClusterFailed("\n".join([what, *lines]))
+
+    # what it is started with
+
+    def _launcher_arguments(self) -> list[str]:
+        arguments = [*self.place_arguments(), "--starting-port", str(self.ring_port)]
+        arguments += ["--config", str(self.folder / "config")]
+        return arguments + [word for setting in self.settings for word in ("--set", setting)]
+
+    def _write_config(self) -> None:
+        nodes = {
+            name: {"node_id": n, "host": self.address(n), "ports": self.node_ports[n]}
+            for n, name in enumerate(NAMES)
+        }
+        files = {
+            "cluster": {
+                "coordinator": {"port": self.coordinator},
+                "api_gateway": {"port": self.gateway, "host": self.address(0)},
+                # A fault hits the same node more often than in life, and another one while it is kept out.
+                "launcher": {"hold_initial": 1, "hold_max": 4, "forgive_after": 30},
+                "access": {"enabled": False},  # whatever keys this user has
+            },
+            "nodes": {"nodes": nodes},
+            "models": {"default_model": MODEL, "models": {MODEL: {"source": str(self.model)}}},
+        }
+        config = self.folder / "config"
+        config.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (config / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+
+
+def _rank(environment: dict[str, str]) -> int:
+    """Raises KeyError."""
+    return int(environment.get("MLX_RANK") or environment["OMPI_COMM_WORLD_RANK"])
+
+
+def role(process: psutil.Process) -> str:
+    """What a process is for: `launcher`, `mlx.launch`, `rank`, or its program's name."""
+    try:
+        words = process.cmdline()
+    except psutil.NoSuchProcess:
+        return "ended"
+    modules = {"server": "rank", "launcher": "launcher", "launcher.mlx_launch": "mlx.launch"}
+    if words[1:2] == ["-m"] and words[2] in modules:
+        return modules[words[2]]
+    return Path(words[0]).name if words else process.name()
