@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 import structlog
@@ -113,7 +114,7 @@ class Gate:
             exchange.begin()
             before = exchange.tokens, exchange.delivered
             try:
-                await self._attempt(leader, asked, exchange, sink)
+                await self._while_it_leads(leader, self._attempt(leader, asked, exchange, sink))
                 return
             except Interrupted as interruption:
                 exchange.interrupted(fault=interruption.fault)
@@ -129,6 +130,24 @@ class Gate:
                 backoff.reset()
             silent_since = loop.time() if silent_since is None else silent_since
             await self.leadership.pause(backoff.pause())
+
+    async def _while_it_leads(
+        self, leader: LeaderAddress, attempt: Coroutine[Any, Any, None]
+    ) -> None:
+        """Run `attempt` to its end.  Raises Interrupted when `leader` is told to be gone: a host without power
+        closes no connection.
+        """
+        attempting = asyncio.create_task(attempt)
+        lost = asyncio.create_task(self.leadership.lost(leader))
+        try:
+            await asyncio.wait({attempting, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not attempting.done():
+                raise Interrupted("its rank 0 leads no more", fault=True)
+            attempting.result()
+        finally:
+            attempting.cancel()
+            lost.cancel()
+            await asyncio.gather(attempting, lost, return_exceptions=True)
 
     async def _attempt(
         self,
@@ -165,7 +184,8 @@ class Gate:
                 if isinstance(out, bytes):
                     await sink.body(out)
                 elif isinstance(out, Start):
-                    await sink.start(self._switched(out))
+                    head = self._switched(out)
+                    await sink.start(Start(head.status, head.headers + answer.limits))
                 else:
                     await sink.end()
                     return

@@ -36,6 +36,11 @@ class Leadership:
             await self._change_within(deadline - loop.time())
         return self.address
 
+    async def lost(self, leader: LeaderAddress) -> None:
+        """Return when `leader` leads no more."""
+        while self.address == leader:
+            await self._changed.wait()
+
     async def pause(self, seconds: float) -> None:
         """Wait so long, or until somebody else leads."""
         await self._change_within(seconds)

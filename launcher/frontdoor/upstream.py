@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from launcher.door import LeaderAddress
 from launcher.frontdoor.exchange import Exchange, Interrupted
+from server.access.limits import RATE_LIMIT_HEADERS
 from server.api.request_id import HEADER as REQUEST_ID
 from server.node.forward import ForwardLimits, UpstreamTls, new_client
 from server.node.relay import end_to_end
@@ -41,6 +42,12 @@ class Answer:
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
         self.journaled = response.headers.get("content-type", "").startswith(MEDIA_TYPE)
+
+    @property
+    def limits(self) -> list[tuple[bytes, bytes]]:
+        """What rank 0 says of the limits of the key."""
+        headers = self._response.headers
+        return [(n.encode(), headers[n].encode()) for n in RATE_LIMIT_HEADERS if n in headers]
 
     @property
     def plain(self) -> Start:

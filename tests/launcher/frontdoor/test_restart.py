@@ -204,3 +204,17 @@ async def test_a_client_that_goes_away_during_a_failover_is_forgotten() -> None:
             await soon(lambda: door.stats()["waiting"] == 1)
         await soon(lambda: door.in_flight() == 0)
         assert door.stats()["waiting"] == 0
+
+
+async def test_a_rank_0_that_says_nothing_any_more_is_left() -> None:
+    """As one whose host has lost its power: no connection is closed."""
+    silent, second = Rank0(Steered(random.Random(1), stops_at=at(3))), Rank0()
+    async with opened() as door, client_of(door) as client:
+        door.leader_changed(await silent.start())
+        asked = asyncio.create_task(client.post(CHAT, json=SEEDED))
+        await asyncio.wait_for(silent.engine.reached.wait(), DEADLINE_S)
+        door.leader_changed(await second.start(2))
+        answer = await asyncio.wait_for(asked, DEADLINE_S)
+        assert answer.json()["choices"][0]["message"]["content"] == expected()
+        await silent.stop()
+        await second.stop()

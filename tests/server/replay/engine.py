@@ -106,5 +106,8 @@ def ask_raw(
                 headers={HEADER: header, "x-request-id": "req_1", **(headers or {})},
             )
 
+    async def bounded() -> httpx.Response:
+        return await asyncio.wait_for(call(), 60)
+
     with ThreadPoolExecutor(1) as thread:  # the caller may be in an event loop
-        return thread.submit(asyncio.run, call()).result(60)
+        return thread.submit(asyncio.run, bounded()).result()
