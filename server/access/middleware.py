@@ -28,7 +28,6 @@ from server.replay.records import HEADER as JOURNAL_HEADER
 from server.replay.records import Context, JournalError
 
 UNKNOWN = "-"
-ANSWERED = "answered_status"  # in the state: of an answer that travels inside another one
 METHODS = frozenset(
     ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 )  # a client may invent others
@@ -173,7 +172,6 @@ class _Visit:
         if audit is None or (self._guard.only_refusals and not self._refused):
             return
         state, method = self._scope.get("state", {}), self._scope["method"]
-        self._status = state.get(ANSWERED, self._status)
         audit.write(
             AuditEntry(
                 time=moment(),

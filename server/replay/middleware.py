@@ -9,7 +9,6 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.access.middleware import ANSWERED
 from server.api.errors import InvalidRequest, failure_of, respond
 from server.api.wire import to_json
 from server.replay.journal import Journal, entered, read_entries
@@ -53,7 +52,7 @@ class JournalMiddleware:
             refusal = await respond(Request(scope), InvalidRequest(str(error)))
             await refusal(scope, receive, send)
             return
-        response = _Response(scope, send)
+        response = _Response(send)
         journal = Journal(entries, response.emit)
         with entered(context, journal):
             await response.run(self._app, _without_events(scope, length), receive, journal)
@@ -62,8 +61,8 @@ class JournalMiddleware:
 class _Response:
     """One response on its way out as records."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self._send, self._state = send, scope["state"]
+    def __init__(self, send: Send) -> None:
+        self._send = send
         self._out: list[bytes] = []
         self._flushed = asyncio.Event()
         self._started = False
@@ -90,7 +89,6 @@ class _Response:
                 raise
             finally:
                 if journal.broken is not None:
-                    self._state[ANSWERED] = 503
                     self.emit(Record(Kind.BROKEN, journal.broken.encode()))
                 await self._drain(writer)
         finally:
@@ -104,7 +102,6 @@ class _Response:
             return
         if message["type"] == "http.response.start":
             self._started = True
-            self._state[ANSWERED] = message["status"]
             self.emit(Start(message["status"], list(message.get("headers", ()))).record)
         elif message["type"] == "http.response.body":
             if message.get("body"):
@@ -148,9 +145,11 @@ async def _split(receive: Receive, length: int) -> tuple[bytes, Receive]:
         return b"", receive
     data, more = bytearray(), True
     while len(data) < length:
-        message = await receive() if more else {"type": "http.disconnect"}
-        if message["type"] != "http.request":
+        if not more:
             raise JournalError("the body ends among the events")
+        message = await receive()
+        if message["type"] != "http.request":
+            raise JournalError("the connection ends among the events")
         data += message.get("body", b"")
         more = message.get("more_body", False)
     rest: Message | None = {
