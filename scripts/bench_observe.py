@@ -7,7 +7,8 @@ One server for all rounds.  In each round the same load runs twice, watched and 
 the other first, so that what slows the machine down for a while hits both.  Watched means: so many viewers of
 /v1/cluster/events, and each second one scrape of /metrics and one look at the latest logs; they run on this
 machine too, so their own CPU time is part of the cost.  What is always on, metrics of each token, can't be left
-out of a server; it is timed by itself, and its share is told.
+out of a server; it is timed by itself, and its share is told.  So is the CPU time of the server per token:
+where other programs share the machine, it says more than the clock.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ from benchlib.options import (
 )
 from benchlib.prompts import PromptMaker
 from benchlib.report import Column, new_figure, save_figure, table, write_json
-from benchlib.servers import Server, ServerFailed, scratch_folder
+from benchlib.servers import LocalServer, ServerFailed, scratch_folder
 from benchlib.stats import ratio
 from benchlib.targets import OURS, Target
 from pipeline.request import GenerationRequest, SamplingParams, TokenEvent
@@ -56,6 +58,7 @@ COLUMNS = (
     Column("ratio", "ratio", ".4f"),
     Column("low", "lowest", ".4f"),
     Column("high", "highest", ".4f"),
+    Column("cpu_ratio", "ratio of CPU/token", ".4f"),
     Column("pictures", "pictures/s per viewer"),
     Column("hook_us", "always on, us/token", ".2f"),
     Column("hook_percent", "of one core, %", ".3f"),
@@ -97,22 +100,41 @@ async def watched(url: str, viewers: int) -> AsyncIterator[list[int]]:
                     raise ServerFailed(f"a viewer was lost: {task.exception()!r}")
 
 
-async def load(server: Server, requests: Sequence[Request], streams: int) -> tuple[float, float]:
-    """Tokens per second, and seconds."""
+@dataclass(frozen=True)
+class Run:
+    """The load, once."""
+
+    tokens_per_s: float
+    seconds: float
+    cpu_per_token: float  # seconds, of all processes of the server
+
+
+async def load(server: LocalServer, requests: Sequence[Request], streams: int) -> Run:
+    """Raises ServerFailed if a request fails."""
+    before = cpu_seconds(server)
     async with Client(server.url, server.model) as client:
         done = await closed_loop(client, requests, streams)
     if done.errors:
         raise ServerFailed(f"requests failed: {done.errors}")
-    rate = done.summary()["tokens_per_s"]
-    assert rate is not None
-    return rate, done.seconds
+    summary = done.summary()
+    rate, tokens = summary["tokens_per_s"], summary["tokens"]
+    assert rate
+    assert tokens
+    return Run(rate, done.seconds, (cpu_seconds(server) - before) / tokens)
+
+
+def cpu_seconds(server: LocalServer) -> float:
+    """Of all its processes, which other programs of this machine disturb less than they do the clock."""
+    times = [process.cpu_times() for process in server.processes()]
+    return sum(each.user + each.system for each in times)
 
 
 async def one_round(
-    args: argparse.Namespace, server: Server, prompts: PromptMaker, number: int
+    args: argparse.Namespace, server: LocalServer, prompts: PromptMaker, number: int
 ) -> dict[str, Any]:
     """The same load twice."""
     found: dict[str, Any] = {}
+    cpu: dict[bool, float] = {}
     for is_watched in (number % 2 == 0, number % 2 == 1):
         seed = 1000 * (2 * number + is_watched)
         requests = [
@@ -121,12 +143,15 @@ async def one_round(
         ]
         if is_watched:
             async with watched(server.url, args.viewers) as seen:
-                found["watched"], seconds = await load(server, requests, args.streams)
-                found["pictures"] = seen[0] / seconds / args.viewers
+                done = await load(server, requests, args.streams)
+                found["pictures"] = seen[0] / done.seconds / args.viewers
         else:
-            found["unwatched"], _ = await load(server, requests, args.streams)
+            done = await load(server, requests, args.streams)
+        found["watched" if is_watched else "unwatched"] = done.tokens_per_s
+        cpu[is_watched] = done.cpu_per_token
+    found["cpu_ratio"] = ratio(cpu[True], cpu[False])
     found["ratio"] = ratio(found["watched"], found["unwatched"])
-    say(f"round {number}: {found['ratio']:.4f}")
+    say(f"round {number}: {found['ratio']:.4f}, CPU {found['cpu_ratio']:.4f}")
     return found
 
 
@@ -153,6 +178,7 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]], of_what: str) -
         "ratio": statistics.median(ratios),
         "low": min(ratios),
         "high": max(ratios),
+        "cpu_ratio": statistics.median(row["cpu_ratio"] for row in rows),
         "pictures": statistics.median(row["pictures"] for row in rows),
         "hook_us": hook,
     }
