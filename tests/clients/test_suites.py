@@ -95,12 +95,14 @@ def test_schemathesis(run: Run, cluster: Cluster, tmp_path: Path) -> None:
         if name in BOUNDED:
             schema["properties"][BOUNDED[name]] = {"enum": [1, 2, 3]}
             schema["required"].append(BOUNDED[name])
+        for several in {"n", "best_of"} & set(schema["properties"]):
+            schema["properties"][several] = {"enum": [1, 2, None]}
     file = tmp_path / "openapi.json"
     file.write_text(json.dumps(document))
     run(
         "schemathesis", "run", str(file), "--url", cluster.url,
         "--checks", ",".join(CHECKS), "--phases", "coverage,fuzzing",
-        "--max-examples", "10", "--request-timeout", "300", "--seed", "1",
+        "--max-examples", "10", "--max-time", "420", "--request-timeout", "300", "--seed", "1",
         "--generation-database", "none",
     )  # fmt: skip
     assert cluster.http.get("/health").status_code == 200
