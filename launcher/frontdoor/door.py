@@ -36,6 +36,8 @@ from server.tls.gateway import GatewayTls, gateway_tls
 
 HANDLED = (ApiError, Refusal, PipelineError, HTTPException, ClientDisconnect, Exception)
 
+SPARE_CONNECTIONS = 64  # to rank 0, for requests that make no tokens
+
 log = structlog.get_logger(__name__)
 
 
@@ -57,7 +59,9 @@ class FrontDoor:
         """
         self._config, self._admin_routes, self._neighbours = config, admin_routes, neighbours
         gateway = config.api_gateway
-        self._forward_limits = ForwardLimits(gateway.max_body_bytes)
+        self._forward_limits = ForwardLimits(
+            gateway.max_body_bytes, max_requests=gateway.max_concurrent_requests + SPARE_CONNECTIONS
+        )
         self._tls = launcher_tls(config.tls)
         self._upstream = Upstream(self._forward_limits, self._tls)
         self._leadership = Leadership()

@@ -6,6 +6,7 @@ must be the same bytes.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Literal
@@ -57,6 +58,7 @@ class Exchange:
         self.events = bytearray()  # EVENT records, as rank 0 wrote them
         self.start: Start | None = None  # as the client has it
         self.delivered = 0  # bytes of the body that the client has
+        self.unsent: deque[Out] = deque()  # counted as delivered, and not with the client yet
         self.tokens = 0
         self.attempts = 0
         self.fruitless = 0  # faults in a row without a token in between

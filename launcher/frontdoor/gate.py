@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice, takewhile
+from typing import Any, cast
 
 import httpx
 import structlog
@@ -17,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from launcher.door import LeaderAddress
 from launcher.frontdoor import metrics
 from launcher.frontdoor.delivery import Delivery, Sink, wants_stream
-from launcher.frontdoor.exchange import BUSY, Diverged, Exchange, Interrupted
+from launcher.frontdoor.exchange import BUSY, END, Diverged, Exchange, Interrupted
 from launcher.frontdoor.leadership import Backoff, Leadership
 from launcher.frontdoor.sharing import Sharing, share_key
 from launcher.frontdoor.upstream import Answer, Asked, Upstream
@@ -179,17 +180,39 @@ class Gate:
             ) from error
 
     async def _take_records(self, answer: Answer, exchange: Exchange, sink: Sink) -> None:
-        async for record in answer.records():
-            for out in exchange.take(record):
-                if isinstance(out, bytes):
-                    await sink.body(out)
-                elif isinstance(out, Start):
-                    head = self._switched(out)
-                    await sink.start(Start(head.status, head.headers + answer.limits))
-                else:
-                    await sink.end()
-                    return
+        async for records in answer.batches():
+            try:
+                for record in records:
+                    exchange.unsent.extend(exchange.take(record))
+            finally:
+                ended = await self._deliver(answer, exchange, sink)
+            if ended:
+                return
         raise CutOff
+
+    async def _deliver(self, answer: Answer, exchange: Exchange, sink: Sink) -> bool:
+        """Send what is due; True if that was all of the answer.
+
+        A leader may be lost while a slow client holds this up, so what is not sent yet stays due.
+        """
+        unsent = exchange.unsent
+        while unsent:
+            out = unsent[0]
+            if isinstance(out, bytes):
+                count = sum(1 for _ in takewhile(lambda each: isinstance(each, bytes), unsent))
+                await sink.body(b"".join(islice(cast("Iterable[bytes]", unsent), count)))
+                for _ in range(count):
+                    unsent.popleft()
+                continue
+            if isinstance(out, Start):
+                head = self._switched(out)
+                await sink.start(Start(head.status, head.headers + answer.limits))
+            else:
+                await sink.end()
+            unsent.popleft()
+            if out == END:
+                return True
+        return False
 
     async def _pass_on(self, answer: Answer, exchange: Exchange, sink: Sink) -> None:
         """An answer of what stands before the API at rank 0: who may not come in, or asks too much."""

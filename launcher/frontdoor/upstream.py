@@ -58,13 +58,15 @@ class Answer:
         """The body of such an answer, which is an error: short."""
         return await self._response.aread()
 
-    async def records(self) -> AsyncIterator[Record]:
-        """To the end of the HTTP response.  Raises JournalError and httpx.TransportError."""
+    async def batches(self) -> AsyncIterator[list[Record]]:
+        """Records as they arrive, to the end of the HTTP response.
+
+        Raises JournalError and httpx.TransportError.
+        """
         reader = RecordReader()
         async with aclosing(self._response.aiter_raw()) as chunks:  # type: ignore[type-var]
             async for chunk in chunks:
-                for record in reader.feed(chunk):
-                    yield record
+                yield list(reader.feed(chunk))
 
 
 class Upstream:

@@ -218,3 +218,43 @@ async def test_a_rank_0_that_says_nothing_any_more_is_left() -> None:
         assert answer.json()["choices"][0]["message"]["content"] == expected()
         await silent.stop()
         await second.stop()
+
+
+async def test_what_a_slow_client_had_to_wait_for_is_not_lost() -> None:
+    """The leader is lost while the connection to the client is full."""
+    first, second = (Rank0(Steered(random.Random(number))) for number in (1, 2))
+    body = json.dumps({**SEEDED, "stream": True}).encode()
+    arrived = [{"type": "http.request", "body": body, "more_body": False}]
+    full, drained, got = asyncio.Event(), asyncio.Event(), b""
+
+    async def receive() -> Any:
+        return arrived.pop() if arrived else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        nonlocal got
+        if message.get("body"):
+            full.set()
+            await drained.wait()  # as uvicorn does, before it writes
+            got += message["body"]
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": CHAT,
+        "raw_path": CHAT.encode(),
+        "query_string": b"",
+        "headers": [(b"host", b"127.0.0.1")],
+        "client": ("127.0.0.1", 1),
+    }
+    async with opened() as door:
+        door.leader_changed(await first.start())
+        answering = asyncio.create_task(door.app()(scope, receive, send))
+        await asyncio.wait_for(full.wait(), DEADLINE_S)
+        door.leader_changed(None, "its host has no power")
+        await soon(lambda: door.stats()["waiting"] == 1)
+        drained.set()
+        door.leader_changed(await second.start(2))
+        await asyncio.wait_for(answering, DEADLINE_S)
+        assert text_of(got) == expected()
+        await first.stop()
+        await second.stop()
