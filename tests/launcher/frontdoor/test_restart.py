@@ -255,6 +255,7 @@ async def test_what_a_slow_client_had_to_wait_for_is_not_lost() -> None:
         drained.set()
         door.leader_changed(await second.start(2))
         await asyncio.wait_for(answering, DEADLINE_S)
+        assert b'"role":"assistant"' in got, "the first event, which had to wait"
         assert text_of(got) == expected()
         await first.stop()
         await second.stop()
