@@ -12,6 +12,7 @@ from config.access import AccessConfig
 from config.errors import ConfigError, InvalidSetting
 from config.gateway import ApiGatewayConfig
 from config.keys import Path, closest, format_key
+from config.launcher import LauncherConfig
 from config.models import LayerRange, ModelConfig, Shard, is_source, unlisted_model
 from config.nodes import NodeConfig, is_wildcard, node_by_rule
 from config.observe import ObserveConfig
@@ -40,13 +41,6 @@ class ClusterConfig(Section):
     )
 
 
-def _only_health_based(strategy: str) -> str:
-    """Refuse what no part of the program would obey, instead of leaving it without effect."""
-    if strategy != "health_based":
-        raise ValueError("only health_based is built so far: the first of the ranks leads")
-    return strategy
-
-
 class CoordinatorConfig(Section):
     host: Auto[Text] = Field(
         default=None,
@@ -55,16 +49,21 @@ class CoordinatorConfig(Section):
     port: Port = Field(
         default=8400, description="gRPC port of the coordinator, on the node of rank 0."
     )
-    election_strategy: Annotated[
-        Literal["health_based", "load_based", "round_robin", "manual"],
-        AfterValidator(_only_health_based),
-    ] = Field(
+    election_strategy: Literal["health_based", "load_based", "round_robin", "manual"] = Field(
         default="health_based",
-        description="How the node of rank 0 is chosen; only health_based is built so far: all nodes "
-        "are healthy at the start, so the first of the ranks leads.",
+        description="How the launcher chooses the node of rank 0: the one with the fewest failures, the "
+        "least load, each in turn, or the one that is named; equal ones in the order of the ranks.",
+    )
+    leader: Auto[Name] = Field(
+        default=None,
+        description="Node of rank 0 with election_strategy manual, as long as it is there; auto: the first.",
+    )
+    rotation_interval: Seconds = Field(
+        default=3600.0,
+        description="Seconds that a node leads with election_strategy round_robin, at least.",
     )
     health_check_interval: Seconds = Field(
-        default=5.0,
+        default=1.0,
         description="Seconds between two heartbeats of a node.",
         json_schema_extra=DYNAMIC,
     )
@@ -177,6 +176,9 @@ class Config(Section):
     observe: ObserveConfig = Field(
         default=ObserveConfig(), description="Logs, traces, resources and alerts."
     )
+    launcher: LauncherConfig = Field(
+        default=LauncherConfig(), description="The launcher, which starts and watches the ranks."
+    )
     tls: TlsConfig = Field(default=TlsConfig(), description="Certificates and what they protect.")
     nodes: Annotated[Mapping[Name, NodeConfig], AfterValidator(_name_entries)] = Field(
         default={}, description="The named nodes; ranks beyond them get names and ports by rule."
@@ -269,6 +271,10 @@ class Config(Section):
 
 
 def _check_ranks(config: Config) -> None:
+    leader = config.coordinator.leader
+    if leader is not None and config.nodes and leader not in config.nodes:
+        reason = f"{leader} is {_unknown(leader, config.nodes)}"
+        raise InvalidSetting(("coordinator", "leader"), reason)
     seen: set[str] = set()
     for name in config.cluster.ranks:
         if name not in config.nodes:

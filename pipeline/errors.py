@@ -5,7 +5,8 @@ PipelineError
 │   ├── ModelNotFound           no such folder, or the hub does not have it
 │   ├── UnsupportedModel        mlx-lm does not know the architecture, or it can't be split
 │   └── CheckpointError         a file is missing, broken or of the wrong shape
-├── PlanError                   explicit ranges don't fit the model, or too little memory
+├── PlanError                   explicit ranges don't fit the model, or the nodes
+│   └── TooLittleMemory         the nodes together can't hold the model; more of them may
 ├── TransportError              this launch of the ring is over; the process must exit
 │   ├── LinkClosed              the neighbour closed the connection
 │   ├── LinkTimeout             the neighbour did not do its part in time
@@ -46,6 +47,10 @@ class CheckpointError(ModelError):
 
 class PlanError(PipelineError):
     """The layers can't be placed on the nodes."""
+
+
+class TooLittleMemory(PlanError):
+    """The nodes together can't hold the model."""
 
 
 class TransportError(PipelineError):

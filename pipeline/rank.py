@@ -29,6 +29,7 @@ from pipeline.errors import (
     ModelError,
     PipelineError,
     StartFailed,
+    TooLittleMemory,
     TransportError,
 )
 from pipeline.frames import Loaded
@@ -222,6 +223,7 @@ class Rank:
     def _join(self, ring: Ring) -> Placement:
         """Meet the other ranks, agree on the plan, open all ports, connect the frame links."""
         meeting, checkpoint = self._meet(ring)
+        too_little: TooLittleMemory | None = None
         with contextlib.ExitStack() as stack:
             try:
                 plan = place_layers(self.config, meeting, checkpoint.costs())
@@ -229,13 +231,21 @@ class Rank:
                 stack.callback(listener.close)
             except (PipelineError, ConfigError) as error:
                 problem = str(error)
+                too_little = error if isinstance(error, TooLittleMemory) else None
             except OSError as error:
                 problem = error.strerror or str(error)
             else:
                 placement = Placement(meeting, checkpoint, plan)
                 self.placed.set_result(placement)
                 problem = self._ports_problem()
-            agree(ring, meeting, problem)
+            try:
+                agree(ring, meeting, problem)
+            except PipelineError:
+                if (
+                    too_little is not None
+                ):  # found by all of them: whoever started the ring may know more nodes
+                    raise too_little from None
+                raise
             network = self.config.network
             if ring.size > 1:
                 self._links = join(

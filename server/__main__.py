@@ -16,11 +16,12 @@ MLX_LM_FILES = (
 )
 
 EXIT_STARTUP = 1  # configuration, model or ports: starting again does not help
+EXIT_TOO_FEW = 4  # the model does not fit on these nodes; with more of them it may
 EXIT_LOST = 3  # the ring broke or the engine failed after the start: starting again may help
 
 
 def main() -> int:
-    """Exit status: 0 after an orderly stop, else EXIT_STARTUP or EXIT_LOST with the reason on stderr."""
+    """Exit status: 0 after an orderly stop, else one of EXIT_... with the reason on stderr."""
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
     add_arguments(parser)
     arguments = parser.parse_args()
@@ -49,6 +50,7 @@ def serve(settings: Settings) -> int:
         PipelineError,
         PlanError,
         StartFailed,
+        TooLittleMemory,
         TransportError,
     )
     from pipeline.meeting import MeetingFailed
@@ -63,6 +65,8 @@ def serve(settings: Settings) -> int:
     )
     try:
         run_to_end(RankProcess(settings).run())
+    except TooLittleMemory as error:
+        return _fatal(str(error), EXIT_TOO_FEW)
     except (
         ConfigError,
         ModelError,

@@ -139,13 +139,13 @@ class Leader:
         app = create_app(self._service, self.routes, access.guard)
         health = health_app(self._view, access.status)
         shown = None if self._gateway_tls is None else self._gateway_tls.context
-        self._servers = await start_servers(
-            [
-                Listener("gateway", app, gateway.host, gateway.port, shown),
-                Listener("inference", app, self._meeting.host, node.ports.inference, own),
-                Listener("health", health, self._meeting.host, node.ports.health, own),
-            ]
-        )
+        listeners = [
+            Listener("inference", app, self._meeting.host, node.ports.inference, own),
+            Listener("health", health, self._meeting.host, node.ports.health, own),
+        ]
+        if not self._settings.config.launcher.supervised:  # else the launcher's front door has it
+            listeners.append(Listener("gateway", app, gateway.host, gateway.port, shown))
+        self._servers = await start_servers(listeners)
         if self._gateway_tls is not None:
             self._watching = asyncio.create_task(self._gateway_tls.watch())
         coordinator = self._settings.config.coordinator

@@ -6,7 +6,7 @@ from bisect import insort
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pipeline.errors import PlanError
+from pipeline.errors import PlanError, TooLittleMemory
 from pipeline.plan.records import LayerRange, ModelCosts, NodeResources, Plan, StagePlan
 
 RESERVE_TOKENS = 4096  # of all sequences together, for which caches must fit next to the parameters
@@ -179,7 +179,7 @@ def _no_room(fit: _Fit, nodes: Sequence[NodeResources]) -> PlanError:
     if len(nodes) > 1 and whole.end > 1:  # both ends of a tied model hold its embedding
         first, others = LayerRange(0, 1), LayerRange(1, whole.end)
         needed = fit.bytes_needed(first) + fit.bytes_needed(others)
-    return PlanError(
+    return TooLittleMemory(
         f"The model needs {gigabytes(needed)} (parameters, and caches for {fit.reserve_tokens} tokens), "
         f"which can't be divided by layers over the memory of the nodes ({offers}); "
         "use more or larger nodes, or a model with fewer bits."

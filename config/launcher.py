@@ -1,0 +1,52 @@
+"""The launcher: how soon it starts again, whom it keeps out, and when it changes a cluster that works."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from config.errors import InvalidSetting
+from config.section import Section
+from config.values import Count, Flag, Seconds
+
+
+class LauncherConfig(Section):
+    supervised: Flag = Field(
+        default=False,
+        description="Set by the launcher for the ranks that it starts: it listens on api_gateway.port "
+        "itself, and speaks to rank 0 on the inference port of that node.",
+    )
+    probe_interval: Seconds = Field(
+        default=0.5, description="Seconds between two looks of the launcher at rank 0."
+    )
+    backoff_initial: Seconds = Field(
+        default=0.5,
+        description="Seconds before the second start in a row; doubles with each one that fails.",
+    )
+    backoff_max: Seconds = Field(default=30.0, description="Longest wait between two starts.")
+    failures_allowed: Count = Field(
+        default=1, description="Failures of a node in a row after which it is not kept out yet."
+    )
+    hold_initial: Seconds = Field(
+        default=20.0,
+        description="Seconds that a node is kept out when it fails once more; doubles with each failure.",
+    )
+    hold_max: Seconds = Field(default=600.0, description="Longest time that a node is kept out.")
+    forgive_after: Seconds = Field(
+        default=600.0, description="Seconds without a failure after which a node has a clean slate."
+    )
+    idle_before_change: Seconds = Field(
+        default=5.0,
+        description="Seconds without any request before a node is taken in again or the leader rotates.",
+    )
+    drain_timeout: Seconds = Field(
+        default=60.0,
+        description="Seconds that running requests get to end when the model is switched.",
+    )
+
+    @model_validator(mode="after")
+    def _check_order(self) -> LauncherConfig:
+        for least, most in (("backoff_initial", "backoff_max"), ("hold_initial", "hold_max")):
+            if getattr(self, most) < getattr(self, least):
+                reason = f"should not be less than {least}, {getattr(self, least)}"
+                raise InvalidSetting((most,), reason)
+        return self

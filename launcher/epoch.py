@@ -1,0 +1,147 @@
+"""One launch of the ring: its job in a thread, and what rank 0 says of it, until it has ended."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from launcher.decide import Cause, Epoch, Phase
+from launcher.hostfile import HostfileError
+from launcher.job import Job, JobError, JobSpec, Relay
+from launcher.nodes import Member
+from launcher.outcome import Outcome
+from launcher.probe import HealthProbe
+from launcher.watch import Fault, RankView, Watch
+
+EXIT_TOO_FEW = 4  # of a rank, as server.__main__ has it: the model does not fit on these nodes
+
+
+@dataclass
+class Times:
+    """When it happened, in seconds of the monotonic clock; None: not yet."""
+
+    launched: float = field(default_factory=time.monotonic)
+    answered: float | None = None  # rank 0's ports are open: all ranks have met
+    ready: float | None = None
+    faulted: float | None = None  # it was known that it can't go on
+    ended: float | None = None
+
+
+class RunningEpoch:
+    """An epoch from its launch to its end.  All methods belong to the event loop."""
+
+    def __init__(
+        self,
+        number: int,
+        members: Sequence[Member],
+        spec: JobSpec,
+        relay: Relay,
+        patience: float,
+        changed: Callable[[], None],
+    ) -> None:
+        """`patience`: seconds that rank 0 may be silent.  `changed` is called when something has happened."""
+        self.number = number
+        self.members = tuple(members)
+        self.times = Times()
+        self.watch = Watch([member.name for member in members], patience)
+        self.asked_to_stop = ""
+        self.outcome: Outcome | None = None
+        self._changed = changed
+        self._job = Job(spec, relay)
+        self._running = asyncio.create_task(self._run(), name=f"epoch {number}")
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        return tuple(member.name for member in self.members)
+
+    @property
+    def leader(self) -> Member:
+        return self.members[0]
+
+    @property
+    def ended(self) -> bool:
+        return self._running.done()
+
+    @property
+    def ranks(self) -> tuple[RankView, ...]:
+        """As rank 0 last saw them."""
+        return self.watch.report.ranks if self.watch.report is not None else ()
+
+    def view(self, in_flight: int) -> Epoch:
+        """For a decision; `in_flight`: requests that the front door has."""
+        if self.asked_to_stop:
+            phase = Phase.ENDING
+        else:
+            phase = Phase.STARTING if self.times.ready is None else Phase.READY
+        fault = self.watch.fault
+        idle = self.watch.idle_since if in_flight == 0 else None
+        return Epoch(self.order, phase, self.times.ready, idle, fault.reason if fault else "")
+
+    async def look(self, probe: HealthProbe) -> None:
+        """Ask rank 0 once."""
+        url = f"http://{_bracketed(self.leader.host)}:{self.leader.node.ports.inference}/health"
+        report = await probe.ask(url)
+        now = time.monotonic()
+        if self.ended:
+            return
+        if report is None:
+            self.watch.silent(now)
+        elif [rank.node for rank in report.ranks] == list(self.order)[: len(report.ranks)]:
+            self.times.answered = self.times.answered or now
+            self.watch.answered(report, now)
+        if self.watch.ready_at is not None and self.times.ready is None:
+            self.times.ready = now
+            self._changed()
+        if self.watch.fault is not None and self.times.faulted is None:
+            self.times.faulted = now
+            self._changed()
+
+    def stop(self, reason: str, at_once: bool = False) -> None:
+        """Ask the ranks to stop; `at_once`: kill them."""
+        self.asked_to_stop = self.asked_to_stop or reason
+        self._job.stop()
+        if at_once:
+            self._job.stop()
+
+    async def wait(self) -> None:
+        """Until nothing of it is left."""
+        await asyncio.wait({self._running})
+
+    @property
+    def cause(self) -> Cause:
+        """How it ended."""
+        if self.asked_to_stop and self.watch.fault is None:
+            return Cause.STOPPED
+        failure = self.outcome.first_failure if self.outcome is not None else None
+        if failure is not None and failure.code == EXIT_TOO_FEW:
+            return Cause.TOO_FEW
+        return Cause.NEVER_STARTED if self.times.ready is None else Cause.DIED
+
+    @property
+    def fault(self) -> Fault:
+        """Why it ended, and whose fault that was, if anybody's."""
+        if self.watch.fault is not None:
+            return self.watch.fault
+        assert self.outcome is not None, "it has ended"
+        reason = "; ".join(self.outcome.reasons) or "the ranks have ended"
+        failure = self.outcome.first_failure
+        if failure is None or failure.code == EXIT_TOO_FEW:
+            return Fault(reason)
+        return Fault(reason, self.order[failure.rank] if failure.rank < len(self.order) else None)
+
+    async def _run(self) -> None:
+        try:
+            self.outcome = await asyncio.to_thread(self._job.run)
+        except (HostfileError, JobError) as error:
+            self.outcome = Outcome(2, (str(error),))
+        finally:
+            now = time.monotonic()
+            self.times.faulted = self.times.faulted or now
+            self.times.ended = now
+            self._changed()
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,104 @@
+"""The configured nodes, and what one epoch over some of them needs: a hostfile and settings for its ranks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config import Config, ConfigError, NodeConfig, Settings
+from config.keys import format_key
+from launcher.hostfile import LOCAL, Hostfile, read_hostfile
+
+
+@dataclass(frozen=True)
+class Member:
+    """A node, and its entry of the hostfile, which is handed to mlx.launch as it is."""
+
+    node: NodeConfig
+    entry: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.node.name
+
+    @property
+    def ssh(self) -> str:
+        """The name mlx.launch logs in to."""
+        return str(self.entry["ssh"])
+
+    @property
+    def is_local(self) -> bool:
+        return self.ssh == LOCAL
+
+    @property
+    def host(self) -> str:
+        """Where its ports are reached from here: the first address of the ring, else as nodes.yaml has it."""
+        ips = self.entry.get("ips")
+        if ips:
+            return str(ips[0])
+        return LOCAL if self.is_local else self.node.host
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """All nodes in rank order, and the parts of the hostfile that are about all of them."""
+
+    members: tuple[Member, ...]
+    common: dict[str, Any]  # backend and envs of the hostfile
+
+    @classmethod
+    def of(cls, config: Config, path: Path) -> Cluster:
+        """The hosts of the hostfile, each with its node.  Raises HostfileError and ConfigError."""
+        hostfile: Hostfile = read_hostfile(path)
+        content = json.loads(path.read_text(encoding="utf-8"))
+        fields = content if isinstance(content, dict) else {"hosts": content}
+        nodes = config.nodes_of(len(hostfile.hosts))
+        members = [Member(n, e) for n, e in zip(nodes, fields["hosts"], strict=True)]
+        return cls(tuple(members), {key: fields[key] for key in fields if key != "hosts"})
+
+    def named(self, names: Sequence[str]) -> tuple[Member, ...]:
+        """The members of these names, in this order."""
+        by_name = {member.name: member for member in self.members}
+        return tuple(by_name[name] for name in names)
+
+    def hostfile(self, order: Sequence[str]) -> str:
+        """The content of a hostfile for these nodes in this order."""
+        return json.dumps({**self.common, "hosts": [m.entry for m in self.named(order)]})
+
+    def arguments(
+        self, order: Sequence[str], load: Callable[[Sequence[str]], Settings]
+    ) -> tuple[tuple[str, ...], str]:
+        """Arguments of the server for ranks in this order, and a note for the user or nothing.
+
+        load: the settings with more `--set` arguments; raises ConfigError.  Layers that are assigned by hand
+        are kept where they fit these nodes in this order, else they are planned.
+        """
+        overrides = [*self._definitions(order), f"cluster.ranks=[{', '.join(order)}]"]
+        overrides.append("launcher.supervised=true")
+        note = ""
+        config = load(overrides).config
+        try:
+            config.shards(len(order))
+        except ConfigError as error:
+            key = format_key(("models", config.model.name, "sharding"))
+            overrides.append(f"{key}=auto")
+            load(overrides)
+            note = f"{str(error).rstrip('.')}: the layers are planned anew."
+        return tuple(word for text in overrides for word in ("--set", text)), note
+
+    def _definitions(self, order: Sequence[str]) -> list[str]:
+        """Nodes that no file names, as settings: their rule depends on how many ranks there are."""
+        settings = []
+        for member in self.named(order):
+            node = member.node
+            if node.name == f"node{node.node_id}":
+                key = format_key(("nodes", node.name))
+                settings += [
+                    f"{key}.node_id={node.node_id}",
+                    f"{key}.host={node.host}",
+                    f"{key}.ports=[{', '.join(str(port) for port in node.ports)}]",
+                ]
+        return settings
