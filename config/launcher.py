@@ -6,7 +6,9 @@ from pydantic import Field, model_validator
 
 from config.errors import InvalidSetting
 from config.section import Section
-from config.values import Count, Flag, Seconds
+from config.values import Auto, Count, Flag, Seconds, Text
+
+LOGS_OFF = "off"
 
 
 class LauncherConfig(Section):
@@ -41,6 +43,12 @@ class LauncherConfig(Section):
     drain_timeout: Seconds = Field(
         default=60.0,
         description="Seconds that running requests get to end when the model is switched.",
+    )
+
+    log_folder: Auto[Text] = Field(
+        default=None,
+        description="Folder for the log of all ranks, in files that are rotated; off: none; auto: where "
+        "the platform keeps logs.",
     )
 
     @model_validator(mode="after")

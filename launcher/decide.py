@@ -7,7 +7,7 @@ runs.  What happened in the past is in `History`, what the operator wants in `Wi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from launcher.breaker import BreakerPolicy, Record
@@ -72,6 +72,7 @@ class History:
     ever_ready: bool = False
     failed_starts: int = 0
     last_leader: str | None = None
+    ready_epoch: int = 0  # the number of the last epoch that was ready
     too_small: tuple[frozenset[str], ...] = ()  # sets of nodes on which the model did not fit
 
 
@@ -272,22 +273,22 @@ def after(history: History, end: End) -> History:
     too_small = history.too_small
     if end.cause is Cause.TOO_FEW:
         too_small = (*too_small, frozenset(end.order))
-    return History(
+    return replace(
+        history,
         last=end,
-        ever_ready=history.ever_ready,
         failed_starts=history.failed_starts + 1 if died_early else history.failed_starts,
         last_leader=end.order[0],
         too_small=too_small,
     )
 
 
-def ready(history: History) -> History:
-    """What is remembered once an epoch is ready."""
-    return History(history.last, True, 0, history.last_leader, history.too_small)
+def ready(history: History, epoch: int) -> History:
+    """What is remembered once epoch number `epoch` is ready."""
+    return replace(history, ever_ready=True, failed_starts=0, ready_epoch=epoch)
 
 
 def blame(
-    records: Mapping[str, Record], node: str, policy: Policy, now: float
+    records: Mapping[str, Record], node: str, policy: BreakerPolicy, now: float
 ) -> dict[str, Record]:
     """The records after a failure of `node`."""
-    return {**records, node: records.get(node, Record()).failed(policy.breaker, now)}
+    return {**records, node: records.get(node, Record()).failed(policy, now)}

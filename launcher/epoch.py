@@ -101,6 +101,7 @@ class RunningEpoch:
     def stop(self, reason: str, at_once: bool = False) -> None:
         """Ask the ranks to stop; `at_once`: kill them."""
         self.asked_to_stop = self.asked_to_stop or reason
+        self.times.faulted = self.times.faulted or time.monotonic()
         self._job.stop()
         if at_once:
             self._job.stop()

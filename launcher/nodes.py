@@ -77,7 +77,7 @@ class Cluster:
         are kept where they fit these nodes in this order, else they are planned.
         """
         overrides = [*self._definitions(order), f"cluster.ranks=[{', '.join(order)}]"]
-        overrides.append("launcher.supervised=true")
+        overrides += ["launcher.supervised=true", "observe.log_format=json"]
         note = ""
         config = load(overrides).config
         try:

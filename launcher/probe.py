@@ -1,4 +1,6 @@
-"""Looks at other processes and machines: is rank 0 well, and which nodes can be reached.  Each has a deadline."""
+"""Looks at other processes and machines: is rank 0 well, and which nodes can be reached.  Each look has a
+deadline.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,87 @@
+"""Commands that ask a running launcher: status, drain, undrain, lead, restart."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import ssl
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from config import Config, ConfigError, add_arguments, from_arguments
+from config.nodes import is_wildcard
+from launcher.status import rendered
+
+KEY_VARIABLE = "MLXC_API_KEY"
+TIMEOUT = 10.0  # seconds
+AUTO = "auto"
+
+
+def run(name: str, arguments: Sequence[str]) -> int:
+    """Exit status: 0 if the launcher did as asked, 1 if it did not or can't be reached, 2 for bad arguments."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m launcher {name}",
+        description="Asks the launcher at api_gateway.host and port. "
+        f"${KEY_VARIABLE} is the key, if any is needed.",
+    )
+    if name == "lead":
+        parser.add_argument("node", help=f"who is to lead; {AUTO}: as the strategy says")
+    parser.add_argument("--url", help="address of the launcher (default: as configured)")
+    parser.add_argument("--json", action="store_true", help="the status as JSON")
+    add_arguments(parser)
+    args = parser.parse_args(arguments)
+    try:
+        config = from_arguments(args, os.environ).config
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    base = args.url.rstrip("/") if args.url else _address(config)
+    body = None
+    if name == "lead":
+        body = {"node": None if args.node == AUTO else args.node}
+    method = "GET" if name == "status" else "POST"
+    try:
+        answer = _request(method, f"{base}/admin/{name}", body)
+    except _Refused as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(answer, indent=2) if args.json else rendered(answer))
+    return 0
+
+
+class _Refused(Exception):
+    """One sentence."""
+
+
+def _address(config: Config) -> str:
+    gateway = config.api_gateway
+    host = gateway.host
+    if is_wildcard(host):
+        host = "::1" if ":" in host else "127.0.0.1"
+    scheme = "http" if config.tls.gateway.mode == "off" else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{gateway.port}"
+
+
+def _request(method: str, url: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    """The document that the launcher answers with.  Raises _Refused."""
+    key = os.environ.get(KEY_VARIABLE)
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    try:
+        response = httpx.request(
+            method, url, json=body, headers=headers, timeout=TIMEOUT, trust_env=False
+        )
+        answer = response.json()
+    except (httpx.HTTPError, ssl.SSLError) as error:
+        raise _Refused(f"no launcher answers at {url}: {error or type(error).__name__}") from error
+    except ValueError:
+        raise _Refused(f"{url} answers with something that is no JSON") from None
+    if response.is_error:
+        message = answer.get("error", {}).get("message") if isinstance(answer, dict) else None
+        hint = f" (set ${KEY_VARIABLE})" if response.status_code == 401 and not key else ""
+        raise _Refused(f"{message or f'status {response.status_code}'}{hint}")
+    found: dict[str, Any] = answer
+    return found

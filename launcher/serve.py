@@ -1,0 +1,158 @@
+"""`python -m launcher` without a command: supervise a cluster until it is stopped."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from config import ConfigError, Settings, add_arguments, load, render
+from config.launcher import LOGS_OFF, LauncherConfig
+from launcher.admin import admin_routes
+from launcher.frontdoor import FrontDoor
+from launcher.hostfile import HostfileError, local_hostfile, read_hostfile
+from launcher.job import BACKENDS, GRACE, STARTING_PORT, JobError, JobSpec
+from launcher.logs import LogStream
+from launcher.nodes import Cluster
+from launcher.status import status_of
+from launcher.supervisor import Launch, Supervisor
+from server.access.errors import AccessError
+from server.node.serve import StartupFailed
+from server.rpc.errors import BindError
+
+DEFAULT_HOSTFILE = Path("hostfile.json")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Of all arguments of the launcher: its own, and those of `python -m server`."""
+    parser = _Parser(
+        prog="python -m launcher",
+        description=__doc__,
+        epilog="Commands: status drain undrain plan lead restart doctor, each with --help.",
+    )
+    group = parser.add_argument_group("where it runs")
+    where = group.add_mutually_exclusive_group()
+    where.add_argument(
+        "--hostfile",
+        type=Path,
+        help=f"the ring, as mlx.launch reads it (default: {DEFAULT_HOSTFILE})",
+    )
+    where.add_argument("--ranks", "-n", type=int, metavar="N", help="N ranks on this machine")
+    group.add_argument("--backend", choices=BACKENDS, help="default: the hostfile's, else ring")
+    group.add_argument(
+        "--starting-port",
+        type=int,
+        default=STARTING_PORT,
+        metavar="PORT",
+        help="first port of MLX's ring, one more for each rank (default: %(default)s)",
+    )
+    group.add_argument(
+        "--grace", type=float, default=GRACE, metavar="SECONDS", help="that ranks get to stop"
+    )
+    add_arguments(parser)
+    return parser
+
+
+def server_arguments(args: argparse.Namespace) -> list[str]:
+    """The arguments of the server among parsed ones, for its command line."""
+    words: list[str] = []
+    for name, value in (("--model", args.model), ("--port", args.port), ("--config", args.config)):
+        words += [] if value is None else [name, str(value)]
+    for setting in args.set:
+        words += ["--set", setting]
+    return words
+
+
+def settings_of(args: argparse.Namespace, more: Sequence[str] = ()) -> Settings:
+    """The configuration in force, with more `--set` arguments.  Raises ConfigError."""
+    short = {"model": args.model, "port": args.port}
+    return load(args.config, os.environ, [*args.set, *more], short)
+
+
+def cluster_of(args: argparse.Namespace, settings: Settings, scratch: Path) -> tuple[Path, Cluster]:
+    """The hostfile in force and its nodes.  Raises HostfileError and ConfigError."""
+    path: Path = args.hostfile or DEFAULT_HOSTFILE
+    if args.ranks is not None:
+        path = scratch / "hostfile.json"
+        path.write_text(local_hostfile(args.ranks), encoding="ascii")
+    return path, Cluster.of(settings.config, path)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit status: 0 after an orderly stop, 1 if it can't serve, 2 for arguments that make no sense."""
+    parser = make_parser()
+    args = parser.parse_args(arguments)
+    if args.ranks is not None and args.ranks < 1:
+        parser.error(f"--ranks must be at least 1, not {args.ranks}")
+    try:
+        settings = settings_of(args)
+        if args.print_config:
+            print(render(settings))
+            return 0
+        with tempfile.TemporaryDirectory(prefix="mlx-cluster-") as scratch:
+            path, cluster = cluster_of(args, settings, Path(scratch))
+            hosts = read_hostfile(path)
+            command = (sys.executable, "-m", "server", *server_arguments(args))
+            launch = Launch(
+                hostfile=path,
+                backend=args.backend or hosts.backend or "ring",
+                starting_port=args.starting_port,
+                grace=args.grace,
+                server=command,
+                load=lambda more: settings_of(args, more),
+            )
+            JobSpec(command, path, launch.backend, launch.starting_port).check(hosts)
+            return asyncio.run(_serve(launch, settings, cluster))
+    except (ConfigError, HostfileError, JobError) as error:
+        parser.error(str(error))
+    except (AccessError, BindError, StartupFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def log_folder(config: LauncherConfig) -> Path | None:
+    """Where log files are kept; None: nowhere.  Raises ConfigError for a folder that can't be written to."""
+    if config.log_folder == LOGS_OFF:
+        return None
+    if config.log_folder is not None:
+        folder = Path(config.log_folder).expanduser()
+    elif sys.platform == "darwin":
+        folder = Path.home() / "Library" / "Logs" / "mlx-cluster"
+    else:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        folder = Path(state) / "mlx-cluster"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if config.log_folder is None:
+            return None
+        reason = f"can't be made: {error.strerror}"
+        raise ConfigError(f"launcher.log_folder = {config.log_folder}: {reason}.") from error
+    return folder
+
+
+async def _serve(launch: Launch, settings: Settings, cluster: Cluster) -> int:
+    logs = LogStream(settings.config.observe.log_format, log_folder(settings.config.launcher))
+    supervisor = Supervisor(launch, settings, cluster, logs)
+    door = FrontDoor(settings.config, admin_routes(supervisor), lambda: status_of(supervisor))
+    loop = asyncio.get_running_loop()
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else it was started by nohup
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
+        loop.add_signal_handler(number, supervisor.stop)
+    try:
+        return await supervisor.run(door)
+    finally:
+        logs.close()

@@ -1,0 +1,355 @@
+"""Keeps a cluster serving: starts epochs, watches them, and does what `launcher.decide` says.
+
+Everything that waits has a deadline or is woken: by a signal, an admin request, the end of a job, or a look at
+rank 0.  The front door keeps the clients meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from config import Config, ConfigError, Settings
+from launcher import decide
+from launcher.breaker import BreakerPolicy, Record
+from launcher.decide import (
+    Action,
+    Cause,
+    End,
+    Finish,
+    GiveUp,
+    History,
+    Node,
+    Observed,
+    Phase,
+    Policy,
+    Start,
+    Stop,
+    Wait,
+    Wishes,
+    next_action,
+)
+from launcher.door import Door, LeaderAddress
+from launcher.epoch import RunningEpoch, Times
+from launcher.job import JobSpec
+from launcher.logs import LogStream
+from launcher.models import ModelSwitch
+from launcher.nodes import Cluster
+from launcher.probe import HealthProbe, unreachable
+from launcher.recoveries import Recoveries, recovery_of
+
+PROBE_NODES_EVERY = 10.0  # seconds between two looks for nodes that take no part
+STOP_DEADLINE = 30.0  # seconds for a job to end after it was asked; it bounds itself below that
+DOOR_GRACE = 2.0  # seconds for open responses when the launcher ends
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What was asked for on the command line."""
+
+    hostfile: Path
+    backend: str
+    starting_port: int
+    grace: float
+    server: tuple[str, ...]  # the command of a rank with the user's arguments
+    load: Callable[[Sequence[str]], Settings]  # the settings, with more `--set` arguments
+
+
+class Supervisor:
+    """See the module's text.  `run` once."""
+
+    def __init__(
+        self, launch: Launch, settings: Settings, cluster: Cluster, logs: LogStream
+    ) -> None:
+        config = settings.config
+        self.config, self.cluster, self._launch = config, cluster, launch
+        self._logs = logs
+        self._policy = policy_of(config)
+        self.started = time.monotonic()
+        self.history = History()
+        self.wishes = Wishes(leader=_configured_leader(config))
+        self.records: dict[str, Record] = {}
+        self.down: dict[str, str] = {}  # why nodes can't be reached, by name
+        self.epoch: RunningEpoch | None = None
+        self.last: RunningEpoch | None = None
+        self.recoveries = Recoveries()
+        self.models = ModelSwitch(config.model.name)
+        self.waiting_for = ""  # why nothing runs
+        self._broken: tuple[Times, Cause, str, str | None] | None = None  # what is recovered from
+        self._count = 0
+        self._wake = asyncio.Event()
+        self._probe = HealthProbe()
+        self._scratch = tempfile.TemporaryDirectory(prefix="mlx-cluster-")
+        self.door: Door | None = None
+        self.draining = False
+
+    # what operators ask for; all of it takes effect with the next decision
+
+    def stop(self) -> None:
+        """End the cluster and the launcher; asked again, without waiting for the ranks."""
+        if self.wishes.stop and self.epoch is not None:
+            self.epoch.stop("stopped", at_once=True)
+        self.wishes = replace(self.wishes, stop=True)
+        self._wake.set()
+
+    def restart(self, reason: str = "a restart was asked for") -> None:
+        """Start a new epoch over all nodes that can take part; those that were kept out get another chance."""
+        self.records = {}
+        self.history = replace(self.history, too_small=())
+        self.wishes = replace(self.wishes, restart=reason)
+        self._wake.set()
+
+    def lead(self, node: str | None) -> None:
+        """Let `node` lead as long as it is there; None: as the strategy says.  Raises KeyError for no node."""
+        if node is not None:
+            self.cluster.named([node])
+        self.wishes = replace(self.wishes, leader=node)
+        self._wake.set()
+
+    def drain(self, on: bool) -> None:
+        """Take no new requests, or take them again."""
+        self.draining = on
+        if self.door is not None:
+            self.door.drain(on)
+
+    def switch_model(self, name: str) -> None:
+        """Serve another model of models.yaml.  Raises KeyError for an unknown one."""
+        if name not in self.config.models and name != self.config.model.name:
+            raise KeyError(name)
+        self.models.want(name)
+        self._wake.set()
+
+    # the loop
+
+    async def run(self, door: Door) -> int:
+        """Until it is stopped, or it makes no sense to go on; the exit status."""
+        self.door = door
+        await door.start()
+        tasks = [asyncio.create_task(self._look()), asyncio.create_task(self._probe_nodes())]
+        try:
+            return await self._supervise()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._end_epoch()
+            await door.stop(DOOR_GRACE)
+            await self._probe.close()
+            self._scratch.cleanup()
+
+    async def _supervise(self) -> int:
+        while True:
+            self._wake.clear()
+            self._notice_end()
+            await self._switch_if_wanted()
+            action = next_action(self._observed(), self._policy)
+            if isinstance(action, Finish):
+                return 0
+            if isinstance(action, GiveUp):
+                self._logs.close()
+                for reason in self._reasons() or (action.reason,):
+                    print(f"error: {reason}", flush=True)
+                return 1
+            await self._do(action)
+
+    async def _do(self, action: Action) -> None:
+        if isinstance(action, Start):
+            self._start(action.order)
+        elif isinstance(action, Stop):
+            assert self.epoch is not None
+            self._say_down(action.reason)
+            self._log("ending the epoch", reason=action.reason, epoch=self.epoch.number)
+            self.epoch.stop(action.reason, action.at_once)
+        elif isinstance(action, Wait):
+            if self.epoch is None and action.reason != self.waiting_for:
+                self.waiting_for = action.reason
+                self._say_down(action.reason, action.permanent)
+                self._log("waiting", reason=action.reason)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(0.0, action.until - time.monotonic()))
+
+    def _observed(self) -> Observed:
+        in_flight = self.door.in_flight() if self.door is not None else 0
+        epoch = self.epoch.view(in_flight) if self.epoch is not None else None
+        nodes = tuple(self._node(member.name) for member in self.cluster.members)
+        return Observed(time.monotonic(), nodes, epoch, self.history, self.wishes)
+
+    def _node(self, name: str) -> Node:
+        # Of the last epoch: its rank 0 and its heartbeats are gone when the next one is decided on.
+        last = self.last
+        missed = 0.0
+        for rank in last.ranks if last is not None else ():
+            if rank.node == name and rank.heartbeat_age is not None:
+                missed = rank.heartbeat_age / self.config.coordinator.health_check_interval - 1
+        record = self.records.get(name, Record())
+        return Node(name, name not in self.down, record, max(0.0, missed))
+
+    def _start(self, order: Sequence[str]) -> None:
+        self._count += 1
+        self.waiting_for = ""
+        self.wishes = replace(self.wishes, restart="")
+        path = Path(self._scratch.name) / f"hostfile-{self._count}.json"
+        path.write_text(self.cluster.hostfile(order), encoding="utf-8")
+        model = self.models.arguments
+        try:
+            arguments, note = self.cluster.arguments(order, self._launch.load)
+        except ConfigError as error:
+            now = time.monotonic()
+            end = End(now, Cause.NEVER_STARTED, str(error), tuple(order))
+            self.history = decide.after(self.history, end)
+            return
+        if note:
+            self._log(note)
+        launch = self._launch
+        command = (*launch.server, *arguments, *model)
+        spec = JobSpec(command, path, launch.backend, launch.starting_port, launch.grace)
+        coordinator = self.config.coordinator
+        patience = coordinator.health_check_interval * coordinator.failure_threshold
+        members = self.cluster.named(order)
+        self.epoch = RunningEpoch(self._count, members, spec, self._logs, patience, self._wake.set)
+        self.last = self.epoch
+        self._log("starting", epoch=self._count, leader=order[0], nodes=", ".join(order))
+        self._say_down("the ranks are starting")
+
+    def _notice_end(self) -> None:
+        """Take in what has become of the epoch."""
+        epoch = self.epoch
+        if epoch is None:
+            return
+        if not epoch.ended:
+            if epoch.times.ready is not None and self.history.ready_epoch != epoch.number:
+                self._became_ready(epoch)
+            return
+        self.epoch = None
+        cause, fault = epoch.cause, epoch.fault
+        now = time.monotonic()
+        end = End(now, cause, epoch.asked_to_stop or fault.reason, epoch.order)
+        if cause is not Cause.STOPPED:
+            end = replace(end, reason=fault.reason)
+            self._log("the epoch has ended", "warning", cause=cause.value, reason=fault.reason)
+            reverted = self._revert_model(cause, fault.reason)
+            if fault.node is not None and not reverted:
+                self.records = decide.blame(self.records, fault.node, self._policy.breaker, now)
+        self.history = decide.after(self.history, end)
+        if self._broken is None and self.history.ever_ready:
+            self._broken = epoch.times, cause, end.reason, fault.node
+        self._say_down(end.reason)
+
+    def _became_ready(self, epoch: RunningEpoch) -> None:
+        self.history = decide.ready(self.history, epoch.number)
+        self.models.loaded()
+        leader = epoch.leader
+        address = LeaderAddress(leader.host, leader.node.ports.inference, epoch.number, leader.name)
+        assert self.door is not None
+        self.door.leader_changed(address)
+        self._log("serving", epoch=epoch.number, leader=leader.name, nodes=len(epoch.order))
+        if self._broken is not None:
+            before, cause, reason, node = self._broken
+            self._broken = None
+            recovery = recovery_of(
+                before,
+                epoch.times,
+                epoch=epoch.number,
+                cause=cause.value,
+                reason=reason,
+                node=node,
+                order=epoch.order,
+            )
+            self.recoveries.add(recovery)
+            self._logs.say("recovered", "info", **recovery.document())
+
+    async def _switch_if_wanted(self) -> None:
+        """Let running requests end, then start with the other model."""
+        epoch = self.epoch
+        if not self.models.due or epoch is None or epoch.view(0).phase is not Phase.READY:
+            return
+        assert self.door is not None
+        self.models.draining()
+        self.door.drain(True)
+        deadline = time.monotonic() + self.config.launcher.drain_timeout
+        while self.door.in_flight() and time.monotonic() < deadline and not epoch.ended:
+            await asyncio.sleep(self.config.launcher.probe_interval)
+        self.door.drain(self.draining)
+        self.models.loading()
+        self.wishes = replace(self.wishes, restart=f"the model {self.models.wanted} is wanted")
+
+    def _revert_model(self, cause: Cause, reason: str) -> bool:
+        """Go back to the model that was served before, if a new one could not be."""
+        if cause is Cause.DIED or not self.models.is_loading:
+            return False
+        self.models.failed(reason)
+        self.history = replace(self.history, too_small=())
+        return True
+
+    # looking around
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.launcher.probe_interval)
+            if self.epoch is not None and not self.epoch.ended:
+                await self.epoch.look(self._probe)
+
+    async def _probe_nodes(self) -> None:
+        """Look after nodes that take no part: gone ones may be back."""
+        while True:
+            in_ring = self.epoch.order if self.epoch is not None else ()
+            members = [m for m in self.cluster.members if m.name not in in_ring]
+            before = dict(self.down)
+            if self.history.last is not None:
+                found = await unreachable(members)
+                left = {n: w for n, w in self.down.items() if n not in [m.name for m in members]}
+                self.down = {**left, **found}
+            if self.down.keys() != before.keys():
+                self._wake.set()
+            for name in self.down.keys() - before.keys():
+                self._log("a node can't be reached", "warning", name=name, reason=self.down[name])
+            await asyncio.sleep(PROBE_NODES_EVERY)
+
+    async def _end_epoch(self) -> None:
+        if self.epoch is None or self.epoch.ended:
+            return
+        self.epoch.stop("stopped")
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.epoch.wait(), STOP_DEADLINE)
+
+    # telling
+
+    def _say_down(self, reason: str, permanent: bool = False) -> None:
+        assert self.door is not None
+        self.door.leader_changed(None, reason, permanent)
+
+    def _log(self, event: str, level: str = "info", **fields: object) -> None:
+        self._logs.say(event, level, **fields)
+
+    def _reasons(self) -> tuple[str, ...]:
+        outcome = self.last.outcome if self.last is not None else None
+        return outcome.reasons if outcome is not None else ()
+
+
+def policy_of(config: Config) -> Policy:
+    """The policy that the configuration asks for."""
+    launcher, coordinator = config.launcher, config.coordinator
+    breaker = BreakerPolicy(
+        launcher.failures_allowed,
+        launcher.hold_initial,
+        launcher.hold_max,
+        launcher.forgive_after,
+    )
+    return Policy(
+        strategy=coordinator.election_strategy,
+        breaker=breaker,
+        backoff_initial=launcher.backoff_initial,
+        backoff_max=launcher.backoff_max,
+        idle_before_change=launcher.idle_before_change,
+        rotation_interval=coordinator.rotation_interval,
+    )
+
+
+def _configured_leader(config: Config) -> str | None:
+    coordinator = config.coordinator
+    return coordinator.leader if coordinator.election_strategy == "manual" else None
