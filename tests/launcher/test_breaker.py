@@ -23,10 +23,8 @@ def test_a_first_failure_keeps_nobody_out() -> None:
 
 
 def test_each_further_failure_keeps_out_for_twice_as_long() -> None:
-    holds = [
-        record.held_until - at
-        for record, at in zip(failing([0.0, 30, 80, 200]), [0, 30, 80, 200], strict=False)
-    ]
+    times = [0.0, 30.0, 80.0, 200.0]
+    holds = [record.held_until - at for record, at in zip(failing(times), times, strict=True)]
     assert holds[1:] == [20, 40, 80]
 
 
