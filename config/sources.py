@@ -13,7 +13,15 @@ from config.yaml_text import read_leaves, read_value
 
 # Each section stands in one file only, so that there is no order among files.
 FILES = {
-    "cluster.yaml": ("cluster", "coordinator", "api_gateway", "scheduler", "tracing", "access"),
+    "cluster.yaml": (
+        "cluster",
+        "coordinator",
+        "api_gateway",
+        "scheduler",
+        "launcher",
+        "tracing",
+        "access",
+    ),
     "nodes.yaml": ("nodes",),
     "models.yaml": ("default_model", "models"),
     "network.yaml": ("network", "tls"),

@@ -80,9 +80,9 @@ def sentence(folder, environ=(), overrides=(), **short):
         ),
         (
             "cluster",
-            "coordinator: {election_strategy: load_based}\n",
-            "cluster.yaml line 1: coordinator.election_strategy = load_based: "
-            "only health_based is built so far: the first of the ranks leads.",
+            "coordinator: {leader: wright}\n",
+            "cluster.yaml line 1: coordinator.leader = wright: "
+            "wright is not a node of nodes.yaml (did you mean right?).",
         ),
         (
             "models",
