@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,6 +24,7 @@ class Recovery:
     node: str | None
     leader: str
     nodes: int
+    noticed_at: float  # seconds since 1970
     stop_s: float
     wait_s: float  # backoff, and attempts in between that came to nothing
     launch_s: float
@@ -60,6 +62,7 @@ def recovery_of(
         node=node,
         leader=order[0],
         nodes=len(order),
+        noticed_at=time.time() - (time.monotonic() - before.faulted),
         stop_s=before.ended - before.faulted,
         wait_s=after.launched - before.ended,
         launch_s=answered - after.launched,
