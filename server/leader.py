@@ -295,7 +295,7 @@ def check_launcher_settings(config: Config) -> None:
     """Raises StartupFailed for what only the launcher's front door can do, where there is none."""
     if config.api_gateway.deduplicate and not config.launcher.supervised:
         raise StartupFailed(
-            "api_gateway.deduplicate = true needs the launcher: start with `python -m launcher`, or leave it out."
+            "api_gateway.deduplicate = true needs the launcher: start `python -m launcher`."
         )
 
 

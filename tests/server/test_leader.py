@@ -60,7 +60,7 @@ async def test_a_coordinator_that_stops_meanwhile() -> None:
 
 async def test_what_only_the_front_door_can_do_is_refused_without_one() -> None:
     alone = load(None, {}, ["api_gateway.deduplicate=true"]).config
-    with pytest.raises(StartupFailed, match="api_gateway.deduplicate = true needs the launcher"):
+    with pytest.raises(StartupFailed, match=r"api_gateway\.deduplicate = true needs the launcher"):
         check_launcher_settings(alone)
     check_launcher_settings(load(None, {}).config)
     supervised = ["api_gateway.deduplicate=true", "launcher.supervised=true"]
