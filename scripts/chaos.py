@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -152,6 +153,8 @@ def _summary(result: Result, found: Sequence[recoveries.Recovery]) -> str:
 
 
 if __name__ == "__main__":
+    # A request to end, as `timeout` sends it, stops what was started.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         sys.exit(main())
     except ClusterFailed as error:
