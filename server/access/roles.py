@@ -89,6 +89,8 @@ RPC_RULES: tuple[RpcRule, ...] = (
     RpcRule("SetConfig", Role.OPERATOR),
     RpcRule("SendTimeline", None, ranks=True),
     RpcRule("ShipLogs", None, ranks=True),
+    RpcRule("Lead", Role.OPERATOR),
+    RpcRule("Drain", Role.OPERATOR),
 )
 
 

@@ -129,6 +129,7 @@ def _summary(
         "last_step_age_s": stats.last_step_age_s,
         "alerts": [alert.message for alert in view.alerts(snapshot)],
         "ranks": [_rank_summary(rank) for rank in snapshot.ranks],
+        "wishes": asdict(snapshot.wishes),
     }
 
 

@@ -206,6 +206,19 @@ class CoordinatorClient:
         refused = {refusal.key: refusal.reason for refusal in reply.refused}
         return ConfigChange(reply.revision, refused)
 
+    async def lead(self, node: str) -> int:
+        """Ask the launcher to let `node` lead ("": as the strategy says); the revision of the wish.
+
+        Raises InvalidMessage for an unknown node, Refused where no launcher runs the cluster.
+        """
+        reply = await self._call(self._stub.Lead, pb.LeadRequest(node=node), self._timeout_s)
+        return int(reply.revision)
+
+    async def drain(self, on: bool) -> int:
+        """Ask the launcher to take no new requests, or to take them again; the revision of the wish."""
+        reply = await self._call(self._stub.Drain, pb.DrainRequest(on=on), self._timeout_s)
+        return int(reply.revision)
+
     async def close(self) -> None:
         await self._channel.close()
 

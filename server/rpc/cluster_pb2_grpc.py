@@ -74,6 +74,16 @@ class CoordinatorStub:
                 request_serializer=server_dot_rpc_dot_cluster__pb2.LogBatch.SerializeToString,
                 response_deserializer=server_dot_rpc_dot_cluster__pb2.ShipLogsReply.FromString,
                 _registered_method=True)
+        self.Lead = channel.unary_unary(
+                '/mlx_cluster.v1.Coordinator/Lead',
+                request_serializer=server_dot_rpc_dot_cluster__pb2.LeadRequest.SerializeToString,
+                response_deserializer=server_dot_rpc_dot_cluster__pb2.LeadReply.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/mlx_cluster.v1.Coordinator/Drain',
+                request_serializer=server_dot_rpc_dot_cluster__pb2.DrainRequest.SerializeToString,
+                response_deserializer=server_dot_rpc_dot_cluster__pb2.DrainReply.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -133,6 +143,19 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Lead(self, request, context):
+        """For the launcher, which sees them as ClusterStatus.wishes.  FAILED_PRECONDITION where none runs the cluster.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -175,6 +198,16 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.ShipLogs,
                     request_deserializer=server_dot_rpc_dot_cluster__pb2.LogBatch.FromString,
                     response_serializer=server_dot_rpc_dot_cluster__pb2.ShipLogsReply.SerializeToString,
+            ),
+            'Lead': grpc.unary_unary_rpc_method_handler(
+                    servicer.Lead,
+                    request_deserializer=server_dot_rpc_dot_cluster__pb2.LeadRequest.FromString,
+                    response_serializer=server_dot_rpc_dot_cluster__pb2.LeadReply.SerializeToString,
+            ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=server_dot_rpc_dot_cluster__pb2.DrainRequest.FromString,
+                    response_serializer=server_dot_rpc_dot_cluster__pb2.DrainReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -393,6 +426,60 @@ class Coordinator:
             '/mlx_cluster.v1.Coordinator/ShipLogs',
             server_dot_rpc_dot_cluster__pb2.LogBatch.SerializeToString,
             server_dot_rpc_dot_cluster__pb2.ShipLogsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Lead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mlx_cluster.v1.Coordinator/Lead',
+            server_dot_rpc_dot_cluster__pb2.LeadRequest.SerializeToString,
+            server_dot_rpc_dot_cluster__pb2.LeadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mlx_cluster.v1.Coordinator/Drain',
+            server_dot_rpc_dot_cluster__pb2.DrainRequest.SerializeToString,
+            server_dot_rpc_dot_cluster__pb2.DrainReply.FromString,
             options,
             channel_credentials,
             insecure,

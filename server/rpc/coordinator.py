@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -24,6 +25,7 @@ from server.rpc.registry import ClusterRegistry
 from server.rpc.service import rpc_handlers
 from server.rpc.timelines import Recording, TimelineDesk
 from server.rpc.watchers import Watchers
+from server.rpc.wishes import WishBook
 
 MAX_CONCURRENT_CALLS = 256
 
@@ -39,7 +41,9 @@ class Coordinator:
         config: ConfigBackend,
         clock: Callable[[], float] = time.monotonic,
         log_lines: int = 2000,
+        supervised_nodes: Sequence[str] = (),
     ) -> None:
+        """`supervised_nodes`: all that the launcher may start; empty: no launcher runs this cluster."""
         self.interceptors: Sequence[Any] = ()  # before every call; set before `start`
         self.credentials: Any = (
             None  # of TLS, by which callers are known by name; set before `start`
@@ -49,6 +53,7 @@ class Coordinator:
         self._config = ConfigStore(config, self._announce)
         self._watchers = Watchers()
         self._timelines = TimelineDesk(registry.epoch)
+        self._wishes = WishBook(supervised_nodes)
         self.logs = LogBook(registry.epoch, log_lines)
         self._announced = self.snapshot().digest()
         self._server: Any = None
@@ -56,7 +61,8 @@ class Coordinator:
 
     def snapshot(self) -> ClusterSnapshot:
         """The cluster at this moment."""
-        return self._registry.snapshot(self._clock(), self._config.revision)
+        snapshot = self._registry.snapshot(self._clock(), self._config.revision)
+        return replace(snapshot, wishes=self._wishes.wishes)
 
     @property
     def watching(self) -> int:
@@ -141,6 +147,16 @@ class Coordinator:
             measures.timeline_from(message, len(ACTIVITIES), messages.MAX_RANKS)
         )
         return pb.SendTimelineReply()
+
+    def lead(self, message: Any) -> Any:
+        self._wishes.lead(text_from(message.node, "node", empty=True))
+        self._announce()
+        return pb.LeadReply(revision=self._wishes.wishes.revision)
+
+    def drain(self, message: Any) -> Any:
+        self._wishes.drain(message.on)
+        self._announce()
+        return pb.DrainReply(revision=self._wishes.wishes.revision)
 
     def get_status(self, message: Any) -> Any:
         return messages.cluster_to(self.snapshot())

@@ -26,6 +26,7 @@ from server.rpc.records import (
     Registration,
     Versions,
 )
+from server.rpc.wishes import Wishes
 
 MAX_RANKS = 1024  # of a ring; snapshots enumerate them
 # Protobuf's types are unknown to the type checker; this names them in signatures.
@@ -139,6 +140,7 @@ def cluster_to(record: ClusterSnapshot) -> Message:
         reason=record.reason,
         config_revision=record.config_revision,
         ranks=[_rank_to(record.epoch, rank) for rank in record.ranks],
+        wishes=_wishes_to(record.wishes),
     )
 
 
@@ -146,7 +148,23 @@ def cluster_from(message: Message) -> ClusterSnapshot:
     """Raises InvalidMessage, naming the field."""
     _check_size(message.size)
     ranks = tuple(_rank_from(rank) for rank in message.ranks)
-    return ClusterSnapshot(message.epoch, message.size, message.config_revision, ranks)
+    wishes = _wishes_from(message.wishes) if message.HasField("wishes") else Wishes()
+    return ClusterSnapshot(message.epoch, message.size, message.config_revision, ranks, wishes)
+
+
+def _wishes_to(record: Wishes) -> Message | None:
+    if record == Wishes():
+        return None
+    return pb.Wishes(revision=record.revision, leader=record.leader, draining=record.draining)
+
+
+def _wishes_from(message: Message) -> Wishes:
+    leader = draining = None
+    if message.HasField("leader"):
+        leader = text_from(message.leader, "wishes.leader", empty=True)
+    if message.HasField("draining"):
+        draining = message.draining
+    return Wishes(message.revision, leader, draining)
 
 
 def policy_to(record: HealthPolicy) -> Message:

@@ -6,8 +6,10 @@ RankSnapshot, ClusterSnapshot, TimelineOrder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from server.rpc.wishes import Wishes
 
 LEADER = 0  # rank that tokenizes, schedules and coordinates
 
@@ -225,6 +227,7 @@ class ClusterSnapshot:
     size: int
     config_revision: int
     ranks: tuple[RankSnapshot, ...]  # registered ones, by rank
+    wishes: Wishes = field(default_factory=Wishes)
 
     @property
     def missing(self) -> tuple[int, ...]:
@@ -261,4 +264,4 @@ class ClusterSnapshot:
             (r.registration, r.state, r.reason, r.report and r.report.load_progress)
             for r in self.ranks
         )
-        return self.epoch, self.config_revision, ranks
+        return self.epoch, self.config_revision, self.wishes, ranks

@@ -54,6 +54,8 @@ def rpc_handlers(coordinator: Coordinator, known_callers: bool = False) -> Any:
         "SetConfig": (pb.SetConfigRequest, coordinator.set_config),
         "SendTimeline": (pb.TimelineReport, coordinator.send_timeline),
         "ShipLogs": (pb.LogBatch, coordinator.ship_logs),
+        "Lead": (pb.LeadRequest, coordinator.lead),
+        "Drain": (pb.DrainRequest, coordinator.drain),
     }
     handlers = {
         name: grpc.unary_unary_rpc_method_handler(

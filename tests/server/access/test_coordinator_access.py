@@ -53,6 +53,8 @@ CALLS: dict[str, Call] = {
     "SetConfig": lambda client: client.set_config({"scheduler.max_batch_size": "4"}),
     "SendTimeline": lambda client: client.send_timeline(TimelineReport(7, 0, "mini1", 1, ())),
     "ShipLogs": lambda client: client.ship_logs(LogBatch(7, 0, "mini1", ())),
+    "Lead": lambda client: client.lead("mini2"),
+    "Drain": lambda client: client.drain(True),
 }
 
 

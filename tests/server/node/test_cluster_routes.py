@@ -55,6 +55,7 @@ def test_health_has_the_documented_body() -> None:
         "waiting": 2,
         "last_step_age_s": 0.25,
         "alerts": [],
+        "wishes": {"revision": 0, "leader": None, "draining": None},
     }
     assert ranks[1] == {
         "rank": 1,
