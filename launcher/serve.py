@@ -145,7 +145,12 @@ def log_folder(config: LauncherConfig) -> Path | None:
 async def _serve(launch: Launch, settings: Settings, cluster: Cluster) -> int:
     logs = LogStream(settings.config.observe.log_format, log_folder(settings.config.launcher))
     supervisor = Supervisor(launch, settings, cluster, logs)
-    door = FrontDoor(settings.config, admin_routes(supervisor), lambda: status_of(supervisor))
+    door = FrontDoor(
+        settings.config,
+        admin_routes(supervisor),
+        lambda: status_of(supervisor),
+        supervisor.switch_for_request,
+    )
     loop = asyncio.get_running_loop()
     numbers = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else it was started by nohup

@@ -38,7 +38,7 @@ from launcher.door import Door, LeaderAddress
 from launcher.epoch import RunningEpoch, Times
 from launcher.job import JobSpec
 from launcher.logs import LogStream
-from launcher.models import ModelSwitch
+from launcher.models import ModelSwitch, SwitchInProgress
 from launcher.nodes import Cluster
 from launcher.probe import HealthProbe, unreachable
 from launcher.recoveries import Recoveries, recovery_of
@@ -123,6 +123,11 @@ class Supervisor:
             raise KeyError(name)
         self.models.want(name)
         self._wake.set()
+
+    def switch_for_request(self, name: str) -> None:
+        """A request wants this configured model; a change that is under way comes first."""
+        with contextlib.suppress(SwitchInProgress):
+            self.switch_model(name)
 
     # the loop
 

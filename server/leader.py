@@ -87,7 +87,7 @@ class Leader:
             first_token_timeout=config.api_gateway.timeout,
             catalog=catalog_of(config),
             cors_origins=config.api_gateway.cors_origins,
-            switching=Switching(automatic=config.api_gateway.model_autoswitch),
+            switching=Switching(config.launcher.supervised, config.api_gateway.model_autoswitch),
             log_prompts=config.access.log_prompts,
         )
         cluster = ClusterView(
