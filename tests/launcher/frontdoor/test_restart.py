@@ -66,7 +66,7 @@ async def test_a_stream_goes_on_at_the_next_rank_0() -> None:
                 got += chunk
         assert got.endswith(b"data: [DONE]\n\n")
         assert text_of(got) == expected()
-        await soon(lambda: door.stats()["resumed"] == 1)
+        assert door.stats()["resumed"] == 1
         [resumed] = second.engine.requests
         assert len(resumed.emitted) == 4
         await soon(lambda: door.in_flight() == 0)
