@@ -112,12 +112,10 @@ class Gate:
             if silent_since is not None:
                 left -= loop.time() - silent_since
             leader = await self._leader(left, exchange)
-            resuming = exchange.resumed
             exchange.begin()
             before = exchange.tokens, exchange.delivered
             try:
                 await self._while_it_leads(leader, self._attempt(leader, asked, exchange, sink))
-                self._count_resumed(resuming)
                 return
             except Interrupted as interruption:
                 exchange.interrupted(fault=interruption.fault)
@@ -131,7 +129,6 @@ class Gate:
             if (exchange.tokens, exchange.delivered) != before:
                 silent_since = None
                 backoff.reset()
-                self._count_resumed(resuming)
             silent_since = loop.time() if silent_since is None else silent_since
             await self.leadership.pause(backoff.pause())
 
@@ -161,6 +158,9 @@ class Gate:
         sink: Sink,
     ) -> None:
         """One attempt, to the whole answer.  Raises Interrupted."""
+        if exchange.attempts > 1 and exchange.resumed:
+            self.resumed += 1
+            metrics.RESUMED.inc()
         try:
             async with self._upstream.attempt(leader, asked, exchange) as answer:
                 if not answer.journaled:
@@ -267,11 +267,6 @@ class Gate:
             yield
         finally:
             self._fly(-1)
-
-    def _count_resumed(self, resuming: bool) -> None:
-        """After an attempt that got somewhere."""
-        self.resumed += resuming
-        metrics.RESUMED.inc(resuming)
 
     def _fly(self, change: int) -> None:
         self.in_flight += change
