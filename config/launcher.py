@@ -6,9 +6,9 @@ from pydantic import Field, model_validator
 
 from config.errors import InvalidSetting
 from config.section import Section
-from config.values import Auto, Count, Flag, Seconds, Text
+from config.values import Auto, Count, Flag, Name, Seconds, Text
 
-LOGS_OFF = "off"
+LOGS_OFF = "none"  # a plain off is a boolean in YAML
 
 
 class LauncherConfig(Section):
@@ -16,6 +16,9 @@ class LauncherConfig(Section):
         default=False,
         description="Set by the launcher for the ranks that it starts: it listens on api_gateway.port "
         "itself, and speaks to rank 0 on the inference port of that node.",
+    )
+    nodes: tuple[Name, ...] = Field(
+        default=(), description="Set by the launcher: all nodes that it may start, running or not."
     )
     probe_interval: Seconds = Field(
         default=0.5, description="Seconds between two looks of the launcher at rank 0."
@@ -47,7 +50,7 @@ class LauncherConfig(Section):
 
     log_folder: Auto[Text] = Field(
         default=None,
-        description="Folder for the log of all ranks, in files that are rotated; off: none; auto: where "
+        description="Folder for the log of all ranks, in files that are rotated; none: none; auto: where "
         "the platform keeps logs.",
     )
 

@@ -13,7 +13,7 @@ from launcher.job import Job, JobError, JobSpec, Relay
 from launcher.nodes import Member
 from launcher.outcome import Outcome
 from launcher.probe import HealthProbe
-from launcher.watch import Fault, RankView, Watch
+from launcher.watch import Fault, RankView, Watch, WishView
 
 EXIT_TOO_FEW = 4  # of a rank, as server.__main__ has it: the model does not fit on these nodes
 
@@ -48,6 +48,7 @@ class RunningEpoch:
         self.watch = Watch([member.name for member in members], patience)
         self.asked_to_stop = ""
         self.outcome: Outcome | None = None
+        self.granted = WishView()  # of what the coordinator was asked
         self._changed = changed
         self._job = Job(spec, relay)
         self._running = asyncio.create_task(self._run(), name=f"epoch {number}")
@@ -69,6 +70,11 @@ class RunningEpoch:
         """As rank 0 last saw them."""
         return self.watch.report.ranks if self.watch.report is not None else ()
 
+    @property
+    def asked(self) -> WishView:
+        """What operators have asked of this epoch's coordinator."""
+        return self.watch.report.wishes if self.watch.report is not None else WishView()
+
     def view(self, in_flight: int) -> Epoch:
         """For a decision; `in_flight`: requests that the front door has."""
         if self.asked_to_stop:
@@ -81,8 +87,7 @@ class RunningEpoch:
 
     async def look(self, probe: HealthProbe) -> None:
         """Ask rank 0 once."""
-        url = f"http://{_bracketed(self.leader.host)}:{self.leader.node.ports.inference}/health"
-        report = await probe.ask(url)
+        report = await probe.ask(self.leader)
         now = time.monotonic()
         if self.ended:
             return
@@ -142,7 +147,3 @@ class RunningEpoch:
             self.times.faulted = self.times.faulted or now
             self.times.ended = now
             self._changed()
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

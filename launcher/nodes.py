@@ -69,15 +69,22 @@ class Cluster:
         return json.dumps({**self.common, "hosts": [m.entry for m in self.named(order)]})
 
     def arguments(
-        self, order: Sequence[str], load: Callable[[Sequence[str]], Settings]
+        self,
+        order: Sequence[str],
+        load: Callable[[Sequence[str]], Settings],
+        front_door: str | None = None,
     ) -> tuple[tuple[str, ...], str]:
         """Arguments of the server for ranks in this order, and a note for the user or nothing.
 
         load: the settings with more `--set` arguments; raises ConfigError.  Layers that are assigned by hand
         are kept where they fit these nodes in this order, else they are planned.
+        front_door: the address of the launcher as the leader sees it, whose X-Forwarded-For is to be believed.
         """
         overrides = [*self._definitions(order), f"cluster.ranks=[{', '.join(order)}]"]
         overrides += ["launcher.supervised=true", "observe.log_format=json"]
+        overrides.append(f"launcher.nodes=[{', '.join(member.name for member in self.members)}]")
+        if front_door is not None:
+            overrides.append(f"access.front_door={front_door}")
         note = ""
         config = load(overrides).config
         try:

@@ -5,6 +5,7 @@ deadline.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Sequence
 
 import httpx
@@ -12,6 +13,8 @@ import httpx
 from launcher.nodes import Member
 from launcher.ssh import why_no_login
 from launcher.watch import Report, read_report
+from server.tls.contexts import ClusterTls
+from server.tls.identity import node
 
 HEALTH_TIMEOUT = 1.0  # seconds
 
@@ -19,20 +22,41 @@ HEALTH_TIMEOUT = 1.0  # seconds
 class HealthProbe:
     """Asks rank 0 for its health document."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ClusterTls | None = None) -> None:
+        """`tls`: of the launcher, where the nodes speak nothing else."""
+        self._tls = tls
         # No proxy from the environment stands between the launcher and its ranks.
-        self._client = httpx.AsyncClient(timeout=HEALTH_TIMEOUT, trust_env=False)
+        self._client = httpx.AsyncClient(
+            timeout=HEALTH_TIMEOUT, trust_env=False, verify=True if tls is None else tls.client
+        )
 
-    async def ask(self, url: str) -> Report | None:
-        """What rank 0 says; None if it does not answer, or with something else."""
+    async def ask(self, member: Member) -> Report | None:
+        """What rank 0 on this node says; None if it does not answer, or with something else."""
+        scheme = "http" if self._tls is None else "https"
+        host = f"[{member.host}]" if ":" in member.host else member.host
+        url = f"{scheme}://{host}:{member.node.ports.inference}/health"
+        # Whoever answers must be that node, whatever address it has.
+        names = {} if self._tls is None else {"sni_hostname": node(member.name).dns_name}
         try:
-            response = await self._client.get(url)
+            response = await self._client.get(url, extensions=names)
             return read_report(response.status_code, response.json())
         except (httpx.HTTPError, KeyError, TypeError, ValueError):
             return None
 
     async def close(self) -> None:
         await self._client.aclose()
+
+
+def own_address(towards: str) -> str | None:
+    """The address of this machine that `towards` sees; None if there is no way to it.  Sends nothing."""
+    family = socket.AF_INET6 if ":" in towards else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((towards, 9))  # any port: of a datagram socket this only picks a route
+        except OSError:
+            return None
+        found: str = sock.getsockname()[0]
+        return found
 
 
 async def unreachable(members: Sequence[Member]) -> dict[str, str]:

@@ -25,6 +25,7 @@ from launcher.supervisor import Launch, Supervisor
 from server.access.errors import AccessError
 from server.node.serve import StartupFailed
 from server.rpc.errors import BindError
+from server.tls.errors import TlsError
 
 DEFAULT_HOSTFILE = Path("hostfile.json")
 
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str]) -> int:
             return asyncio.run(_serve(launch, settings, cluster))
     except (ConfigError, HostfileError, JobError) as error:
         parser.error(str(error))
-    except (AccessError, BindError, StartupFailed) as error:
+    except (AccessError, BindError, StartupFailed, TlsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -40,8 +40,9 @@ from launcher.job import JobSpec
 from launcher.logs import LogStream
 from launcher.models import ModelSwitch, SwitchInProgress
 from launcher.nodes import Cluster
-from launcher.probe import HealthProbe, unreachable
+from launcher.probe import HealthProbe, own_address, unreachable
 from launcher.recoveries import Recoveries, recovery_of
+from server.tls.contexts import launcher_tls
 
 PROBE_NODES_EVERY = 10.0  # seconds between two looks for nodes that take no part
 STOP_DEADLINE = 30.0  # seconds for a job to end after it was asked; it bounds itself below that
@@ -83,7 +84,7 @@ class Supervisor:
         self._broken: tuple[Times, Cause, str, str | None] | None = None  # what is recovered from
         self._count = 0
         self._wake = asyncio.Event()
-        self._probe = HealthProbe()
+        self._probe = HealthProbe(launcher_tls(config.tls))
         self._scratch = tempfile.TemporaryDirectory(prefix="mlx-cluster-")
         self.door: Door | None = None
         self.draining = False
@@ -135,9 +136,14 @@ class Supervisor:
         """Until it is stopped, or it makes no sense to go on; the exit status."""
         self.door = door
         await door.start()
-        tasks = [asyncio.create_task(self._look()), asyncio.create_task(self._probe_nodes())]
+        main = asyncio.create_task(self._supervise())
+        tasks = [main, asyncio.create_task(self._look()), asyncio.create_task(self._probe_nodes())]
         try:
-            return await self._supervise()
+            # The two that look around never end by themselves: what breaks one of them ends all.
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {main}:
+                task.result()
+            return main.result()
         finally:
             for task in tasks:
                 task.cancel()
@@ -202,7 +208,9 @@ class Supervisor:
         path.write_text(self.cluster.hostfile(order), encoding="utf-8")
         model = self.models.arguments
         try:
-            arguments, note = self.cluster.arguments(order, self._launch.load)
+            leader = self.cluster.named(order[:1])[0]
+            seen_as = None if leader.is_local else own_address(leader.host)
+            arguments, note = self.cluster.arguments(order, self._launch.load, seen_as)
         except ConfigError as error:
             now = time.monotonic()
             end = End(now, Cause.NEVER_STARTED, str(error), tuple(order))
@@ -296,8 +304,25 @@ class Supervisor:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(self.config.launcher.probe_interval)
-            if self.epoch is not None and not self.epoch.ended:
-                await self.epoch.look(self._probe)
+            epoch = self.epoch
+            if epoch is not None and not epoch.ended:
+                await epoch.look(self._probe)
+                self._grant(epoch)
+
+    def _grant(self, epoch: RunningEpoch) -> None:
+        """Do what somebody asked of the coordinator since the last look.
+
+        A new wish carries the earlier ones along, which may have been overtaken by a request to /admin: only
+        what has changed counts.
+        """
+        before, now = epoch.granted, epoch.asked
+        epoch.granted = now
+        if now.leader is not None and now.leader != before.leader:
+            self._log("the coordinator was asked for another leader", leader=now.leader or "any")
+            self.lead(now.leader or None)
+        if now.draining is not None and now.draining != before.draining:
+            self._log("the coordinator was asked to drain", on=now.draining)
+            self.drain(now.draining)
 
     async def _probe_nodes(self) -> None:
         """Look after nodes that take no part: gone ones may be back."""

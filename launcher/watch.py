@@ -22,6 +22,18 @@ class RankView:
 
 
 @dataclass(frozen=True)
+class WishView:
+    """What an operator asked of the coordinator.  A later wish carries the earlier ones of other kinds along.
+
+    `leader`: "" means as the strategy says; None here and for `draining`: never asked in this epoch.
+    """
+
+    revision: int = 0
+    leader: str | None = None
+    draining: bool | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """One answer of rank 0's health route."""
 
@@ -30,6 +42,7 @@ class Report:
     running: int
     waiting: int
     ranks: tuple[RankView, ...]
+    wishes: WishView = WishView()
 
     @property
     def idle(self) -> bool:
@@ -45,6 +58,16 @@ def read_report(status: int, body: Mapping[str, Any]) -> Report:
         running=int(body["running"]),
         waiting=int(body["waiting"]),
         ranks=tuple(_rank(rank) for rank in body["ranks"]),
+        wishes=_wishes(body.get("wishes", {})),
+    )
+
+
+def _wishes(body: Mapping[str, Any]) -> WishView:
+    leader, draining = body.get("leader"), body.get("draining")
+    return WishView(
+        int(body.get("revision", 0)),
+        None if leader is None else str(leader),
+        None if draining is None else bool(draining),
     )
 
 

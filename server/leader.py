@@ -78,7 +78,10 @@ class Leader:
         )
         self._backend = RuntimeSettings(settings, self._apply)
         self._coordinator = Coordinator(
-            self._registry, self._backend, log_lines=config.observe.log_lines
+            self._registry,
+            self._backend,
+            log_lines=config.observe.log_lines,
+            supervised_nodes=config.launcher.nodes,
         )
         self._service = Service(
             readiness=self._readiness,
