@@ -77,6 +77,11 @@ class Exchange:
         """Whether an earlier attempt got anywhere."""
         return self.tokens > 0 or self.start is not None
 
+    @property
+    def answered(self) -> bool:
+        """Whether this attempt has got anything of the answer."""
+        return self._held is None and (self.tokens > self._tokens_before or self._seen > 0)
+
     def begin(self) -> None:
         """The next attempt."""
         self.attempts += 1

@@ -158,9 +158,6 @@ class Gate:
         sink: Sink,
     ) -> None:
         """One attempt, to the whole answer.  Raises Interrupted."""
-        if exchange.attempts > 1 and exchange.resumed:
-            self.resumed += 1
-            metrics.RESUMED.inc()
         try:
             async with self._upstream.attempt(leader, asked, exchange) as answer:
                 if not answer.journaled:
@@ -180,11 +177,17 @@ class Gate:
             ) from error
 
     async def _take_records(self, answer: Answer, exchange: Exchange, sink: Sink) -> None:
+        resuming = exchange.attempts > 1 and exchange.resumed
         async for records in answer.batches():
             try:
                 for record in records:
                     exchange.unsent.extend(exchange.take(record))
             finally:
+                # Before anything is sent: with the last byte the client may go, and this task with it.
+                if resuming and exchange.answered:
+                    resuming = False
+                    self.resumed += 1
+                    metrics.RESUMED.inc()
                 ended = await self._deliver(answer, exchange, sink)
             if ended:
                 return
