@@ -36,6 +36,7 @@ from launcher.decide import (
 )
 from launcher.door import Door, LeaderAddress
 from launcher.epoch import RunningEpoch, Times
+from launcher.frontdoor import metrics
 from launcher.job import JobSpec
 from launcher.logs import LogStream
 from launcher.models import ModelSwitch, SwitchInProgress
@@ -274,6 +275,9 @@ class Supervisor:
                 order=epoch.order,
             )
             self.recoveries.add(recovery)
+            if cause is not Cause.STOPPED:
+                metrics.FAILOVERS.inc()
+                metrics.RECOVERY_SECONDS.observe(recovery.total_s)
             self._logs.say("recovered", "info", **recovery.document())
 
     async def _switch_if_wanted(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import ssl
@@ -49,7 +50,8 @@ def run(name: str, arguments: Sequence[str]) -> int:
     except _Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(answer, indent=2) if args.json else rendered(answer))
+    with contextlib.suppress(BrokenPipeError):  # whoever reads has seen enough
+        print(json.dumps(answer, indent=2) if args.json else rendered(answer), flush=True)
     return 0
 
 
