@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from launcher.watch import Fault, Watch, read_report
+from launcher.watch import Fault, Watch, WishView, read_report
 
 ORDER = ("mini1", "mini2", "master")
 
@@ -89,3 +89,17 @@ def test_idle_is_since_the_last_request() -> None:
 def test_what_is_no_health_document_is_refused(body: Any) -> None:
     with pytest.raises((KeyError, TypeError, ValueError)):
         read_report(200, body)
+
+
+@pytest.mark.parametrize(
+    ("told", "view"),
+    [
+        ({}, WishView()),
+        ({"wishes": {"revision": 0, "leader": None, "draining": None}}, WishView()),
+        ({"wishes": {"revision": 2, "leader": "", "draining": True}}, WishView(2, "", True)),
+    ],
+)
+def test_what_the_coordinator_was_asked_is_in_the_report(
+    told: dict[str, Any], view: WishView
+) -> None:
+    assert read_report(200, health() | told).wishes == view
