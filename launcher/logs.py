@@ -6,6 +6,7 @@ Ranks write JSON lines; what is none, such as the words of mlx.launch, passes th
 from __future__ import annotations
 
 import heapq
+import io
 import json
 import logging
 import sys
@@ -199,6 +200,19 @@ class LogStream:
         if entry.event is None:
             text = json.dumps({"time": entry.time, "level": "info", "event": text})
         self._file.emit(logging.makeLogRecord({"msg": text}))
+
+
+class Lines(io.TextIOBase):
+    """A text stream whose lines go into a LogStream: for the launcher's own logging."""
+
+    def __init__(self, stream: LogStream) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Whole lines, as handlers of the standard library write them."""
+        for line in text.splitlines():
+            self._stream(line, True)
+        return len(text)
 
 
 def _file(folder: Path, name: str) -> RotatingFileHandler:

@@ -10,15 +10,16 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO, cast
 
+import server.logs
 from config import ConfigError, Settings, add_arguments, load, render
 from config.launcher import LOGS_OFF, LauncherConfig
 from launcher.admin import admin_routes
 from launcher.frontdoor import FrontDoor
 from launcher.hostfile import HostfileError, local_hostfile, read_hostfile
 from launcher.job import BACKENDS, GRACE, STARTING_PORT, JobError, JobSpec
-from launcher.logs import LogStream
+from launcher.logs import Lines, LogStream
 from launcher.nodes import Cluster
 from launcher.status import status_of
 from launcher.supervisor import Launch, Supervisor
@@ -145,6 +146,13 @@ def log_folder(config: LauncherConfig) -> Path | None:
 
 async def _serve(launch: Launch, settings: Settings, cluster: Cluster) -> int:
     logs = LogStream(settings.config.observe.log_format, log_folder(settings.config.launcher))
+    config = settings.config
+    server.logs.configure(
+        config.observe.log_level,
+        "json",  # the stream shows it to people, like the lines of the ranks
+        show_content=config.access.log_prompts,
+        stream=cast(TextIO, Lines(logs)),
+    )
     supervisor = Supervisor(launch, settings, cluster, logs)
     door = FrontDoor(
         settings.config,

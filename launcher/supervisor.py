@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -165,7 +166,7 @@ class Supervisor:
             if isinstance(action, GiveUp):
                 self._logs.close()
                 for reason in self._reasons() or (action.reason,):
-                    print(f"error: {reason}", flush=True)
+                    print(f"error: {reason}", file=sys.stderr, flush=True)
                 return 1
             await self._do(action)
 

@@ -12,7 +12,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from datetime import datetime
-from typing import TypeAlias
+from typing import TextIO, TypeAlias
 
 import structlog
 
@@ -68,16 +68,22 @@ def _cut(line: str) -> str:
 
 
 def configure(
-    level: str = "info", form: str | None = "text", *, show_content: bool = False
+    level: str = "info",
+    form: str | None = "text",
+    *,
+    show_content: bool = False,
+    stream: TextIO | None = None,
 ) -> None:
-    """Send structlog and the standard library's logging to stderr in one format.
+    """Send structlog and the standard library's logging to `stream` in one format.
+
+    stream: None is stderr.
 
     form: text, json, or None for what suits whoever reads it.
     show_content: whether messages of errors may be logged that can quote what a client sent.
     """
     shared = [*_shared(), *([] if show_content else [withhold_messages])]
     as_json = (form or fitting_form()) == "json"
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_formatter(shared, _json_processors() if as_json else _text_processors()))
     root = logging.getLogger()
     shipping().setFormatter(_formatter(shared, _json_processors()))
