@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from server.access.account import Account, current, enter
 from server.access.addresses import Address, parse_address
 from server.access.audit import AuditEntry, AuditLog, moment
-from server.access.errors import Refusal, Unauthorized
+from server.access.errors import AddressRefused, Refusal, Unauthorized
 from server.access.limits import Limiter
 from server.access.pages import Pages
 from server.access.policy import AccessPolicy, Credentials
@@ -40,12 +40,14 @@ class Guard:
     """What the middleware works with; without limiter and audit it only lets in or refuses.
 
     only_refusals: whatever is let in is written down by somebody else.
+    supervised: a front door passes requests on, and may go on with a response.
     """
 
     policy: AccessPolicy
     limiter: Limiter | None = None
     audit: AuditLog | None = None
     only_refusals: bool = False
+    supervised: bool = True
     pages: Pages = field(default_factory=Pages)
     clock: Callable[[], float] = time.monotonic
 
@@ -128,19 +130,30 @@ class _Visit:
         limiter = None if policy.open else guard.limiter
         inference = self._rule is not None and self._rule.inference
         self._account = Account(principal, limiter, guard.clock, inference)
-        if limiter is not None and inference and not self._goes_on(peer):
+        goes_on = self._goes_on(peer)
+        if limiter is not None and inference and not goes_on:
             limiter.count_request(principal, guard.clock())
         return principal
 
     def _goes_on(self, peer: Address | None) -> bool:
-        """Whether the front door repeats a request that was counted when it came."""
+        """Whether the front door repeats a request that was counted when it came.
+
+        Raises AddressRefused for anybody else who does so: what is told of a response is long, and is read
+        before it can be looked at.
+        """
         asked = self._headers.get(JOURNAL_HEADER)
-        if asked is None or peer is None or peer not in self._guard.policy.trusted:
-            return False
         try:
-            return Context.parse(asked)[1] > 0
+            if asked is None or Context.parse(asked)[1] == 0:
+                return False
         except JournalError:
-            return False
+            return False  # refused by whoever reads it
+        guard = self._guard
+        near = peer is not None and (peer.is_loopback or peer in guard.policy.trusted)
+        if not (near and guard.supervised):
+            raise AddressRefused(
+                "Only the launcher goes on with a response; access.trusted_proxies may name its address."
+            )
+        return True
 
     async def _refuse(self, refusal: Refusal) -> None:
         request_id = self._scope.get("state", {}).get("request_id", "")

@@ -103,7 +103,13 @@ def protect(config: Config, listening: Iterable[str], neighbours: Iterable[str] 
     pages = _pages(config)
     audit = open_audit(settings.audit)
     return Protection(
-        Guard(policy, Limiter(settings.limits, places), audit, pages=pages),
+        Guard(
+            policy,
+            Limiter(settings.limits, places),
+            audit,
+            pages=pages,
+            supervised=config.launcher.supervised,
+        ),
         Guard(policy, pages=pages),
         AccessInterceptor(policy, verifier, audit),
         access.notice,

@@ -26,11 +26,13 @@ from server.api.errors import ApiError, InvalidRequest, NotReady, Overloaded, re
 from server.api.request_id import HEADER
 from server.node.app import node_app
 from server.node.relay import end_to_end, relay
+from server.replay.records import HEADER as JOURNAL_HEADER
 
 log = structlog.get_logger(__name__)
 
-# Made anew: the whole body is sent at once, so its length is known.
-_REPLACED = frozenset((b"host", b"content-length", HEADER.encode()))
+# Made anew: the whole body is sent at once, so its length is known.  No client asks for a journal: rank 0
+# believes what its neighbours tell of one.
+_REPLACED = frozenset((b"host", b"content-length", HEADER.encode(), JOURNAL_HEADER.encode()))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import asyncio
 import json
 import stat
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -433,4 +434,16 @@ async def test_only_what_a_trusted_hop_repeats_is_not_counted_again(
         body = event + json.dumps(CHAT).encode()
         headers = journal_header(event)
         again = await client.post("/v1/chat/completions", content=body, headers=headers)
-    assert again.status_code == (200 if address == "10.0.0.1" else 429)
+    assert again.status_code == (200 if address == "10.0.0.1" else 403)
+
+
+@pytest.mark.parametrize("supervised", [True, False])
+async def test_only_a_front_door_tells_what_was_answered(path: Path, supervised: bool) -> None:
+    """Behind a proxy of this machine everybody comes from a loopback address."""
+    rank_0 = Rank0(path)
+    rank_0.app = rank_0_app(replace(rank_0.guard, supervised=supervised), rank_0.engine)
+    event = Entry(0, TokenEvent(ids("h")[0])).record.encoded
+    body, headers = event + json.dumps(CHAT).encode(), journal_header(event)
+    async with rank_0.client(add_key(path), "127.0.0.1") as client:
+        answer = await client.post("/v1/chat/completions", content=body, headers=headers)
+    assert answer.status_code == (200 if supervised else 403)

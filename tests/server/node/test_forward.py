@@ -133,6 +133,7 @@ async def test_a_request_arrives_as_it_was_and_so_does_the_answer() -> None:
                 "te": "trailers",
                 "connection": "keep-alive, x-hop",
                 "x-hop": "1",
+                "x-mlxc-journal": f"1.{'0' * 32}.0",
             },
         )
         assert (response.status_code, response.json()) == (201, {"echo": True})
@@ -147,6 +148,7 @@ async def test_a_request_arrives_as_it_was_and_so_does_the_answer() -> None:
         assert scope["query_string"] == b"a=%20b&c"
         assert upstream.body == b'{"x": 1}'
         assert sent[b"content-length"] == b"8"
+        assert b"x-mlxc-journal" not in sent
         assert (sent[b"x-request-id"], sent[b"authorization"]) == (b"abc", b"Bearer key")
         assert not {b"te", b"x-hop", b"transfer-encoding"} & sent.keys()
 
