@@ -51,7 +51,7 @@ def wants_stream(body: bytes) -> bool:
     """Whether a request asks for events; what is no such request is for rank 0 to refuse."""
     try:
         return bool(msgspec.json.decode(body, type=_Asked).stream)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):  # nested deeper than any request
         return False
 
 

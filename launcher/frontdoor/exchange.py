@@ -62,6 +62,7 @@ class Exchange:
         self.tokens = 0
         self.attempts = 0
         self.fruitless = 0  # faults in a row without a token in between
+        self.faults = 0
         self._digest = blake2b(digest_size=16)  # of what is delivered
         self._begin()
 
@@ -89,6 +90,7 @@ class Exchange:
 
     def interrupted(self, *, fault: bool) -> None:
         """The attempt is over."""
+        self.faults += fault
         if self.tokens > self._tokens_before:
             self.fruitless = 0
         else:

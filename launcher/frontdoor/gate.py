@@ -31,6 +31,9 @@ from server.replay.records import Context, JournalError, Start
 MOST_FRUITLESS = (
     3  # faults in a row under a request that gets no token: it may be what kills the ranks
 )
+MOST_FAULTS = (
+    20  # in all: one that gets a token each time and then kills them would do so for hours
+)
 
 log = structlog.get_logger(__name__)
 
@@ -219,11 +222,16 @@ class Gate:
 
     async def _pass_on(self, answer: Answer, exchange: Exchange, sink: Sink) -> None:
         """An answer of what stands before the API at rank 0: who may not come in, or asks too much."""
+        status = answer.plain.status
         body = await answer.body()
-        if exchange.resumed and answer.plain.status in BUSY:
-            raise Interrupted(f"rank 0 says {answer.plain.status}", fault=False)
-        if exchange.start is None:
-            await sink.start(answer.plain)
+        if exchange.resumed and status in BUSY:
+            raise Interrupted(f"rank 0 says {status}", fault=False)
+        if exchange.start is not None:  # of another answer, which this is no part of
+            metrics.ABANDONED.labels("refused").inc()
+            raise FaultsAgain(
+                f"The answer could not be continued after a failure: rank 0 refuses it with {status}."
+            )
+        await sink.start(answer.plain)
         await sink.body(body)
         await sink.end()
 
@@ -262,6 +270,9 @@ class Gate:
             raise FaultsAgain(
                 f"The engine failed {exchange.fruitless} times under this request without a token."
             )
+        if exchange.faults >= MOST_FAULTS:
+            metrics.ABANDONED.labels("faults").inc()
+            raise FaultsAgain(f"The engine failed {exchange.faults} times under this request.")
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -44,5 +44,5 @@ WAITING = Gauge(
     "Requests at the front door that wait for a rank to lead.",
     registry=REGISTRY,
 )
-for _reason in ("faults", "diverged", "no_leader"):
+for _reason in ("faults", "diverged", "refused", "no_leader"):
     ABANDONED.labels(_reason)

@@ -24,7 +24,7 @@ def share_key(asked: Asked) -> Key | None:
     """
     try:
         body = json.loads(asked.body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(body, dict) or not _is_deterministic(body):
         return None

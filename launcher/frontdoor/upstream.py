@@ -12,6 +12,7 @@ from starlette.types import Scope
 from launcher.door import LeaderAddress
 from launcher.frontdoor.exchange import Exchange, Interrupted
 from server.access.limits import RATE_LIMIT_HEADERS
+from server.api.errors import InvalidRequest
 from server.api.request_id import HEADER as REQUEST_ID
 from server.node.forward import ForwardLimits, UpstreamTls, new_client
 from server.node.relay import end_to_end
@@ -87,10 +88,13 @@ class Upstream:
     async def attempt(
         self, leader: LeaderAddress, asked: Asked, exchange: Exchange
     ) -> AsyncIterator[Answer]:
-        """Ask rank 0; leaving the context gives the request up there.  Raises Interrupted, and inside it
-        httpx.TransportError.
+        """Ask rank 0; leaving the context gives the request up there.  Raises Interrupted and InvalidRequest,
+        and inside it httpx.TransportError.
         """
-        request = self._request(leader, asked, exchange)
+        try:
+            request = self._request(leader, asked, exchange)
+        except httpx.InvalidURL as error:
+            raise InvalidRequest("The request target is not a path.") from error
         try:
             response = await self._client.send(request, stream=True)
         except httpx.TransportError as error:

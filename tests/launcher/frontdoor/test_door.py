@@ -64,6 +64,35 @@ async def test_what_is_permanent_is_told_at_once() -> None:
             assert "no node has the memory" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("settings", [[], ["api_gateway.deduplicate=true"]])
+async def test_what_rank_0_refuses_is_refused_alike_here(settings: list[str]) -> None:
+    deep = b'{"a": ' * 100_000
+    rank0 = Rank0()
+    async with opened(*settings) as door, client_of(door) as client:
+        leader = await rank0.start()
+        door.leader_changed(leader)
+        direct = await client.post(f"http://{leader.host}:{leader.port}{CHAT}", content=deep)
+        answer = await client.post(CHAT, content=deep)
+        assert answer.status_code == direct.status_code == 400
+        assert answer.json() == direct.json()
+        await rank0.stop()
+
+
+async def test_a_target_that_is_no_path_is_the_clients_fault() -> None:
+    rank0 = Rank0()
+    async with opened() as door:
+        door.leader_changed(await rank0.start())
+        reader, writer = await asyncio.open_connection(*door.address)
+        writer.write(
+            b"POST /v1/chat/completions?# HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
+            b"content-length: 2\r\n\r\n{}"
+        )
+        answer = await asyncio.wait_for(reader.read(), DEADLINE_S)
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        writer.close()
+        await rank0.stop()
+
+
 async def test_the_waiting_room_is_bounded() -> None:
     async with opened("api_gateway.max_concurrent_requests=2") as door, client_of(door) as client:
         waiting = [asyncio.create_task(client.post(CHAT, json=SEEDED)) for _ in range(2)]

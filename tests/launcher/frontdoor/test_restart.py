@@ -9,9 +9,15 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse
+from starlette.routing import Mount
 
+from launcher.door import LeaderAddress
+from launcher.frontdoor.gate import MOST_FAULTS
 from pipeline.errors import BrokenOutput, EngineFault, EngineStopped
 from pipeline.request import GenerationRequest
+from server.node.serve import Listener, start_servers
 from server.replay.records import Context
 from tests.launcher.frontdoor.doors import DEADLINE_S, client_of, opened, soon
 from tests.launcher.frontdoor.rank0 import Rank0, Steered
@@ -175,6 +181,42 @@ async def test_a_request_that_breaks_the_engine_again_and_again_is_given_up() ->
         assert answer.json()["error"]["code"] == "internal_error"
         assert len(rank0.engine.requests) == 4  # the first one made progress
         await rank0.stop()
+
+
+async def test_a_request_that_gets_one_token_and_breaks_the_engine_is_given_up_too() -> None:
+    def after_one(request: GenerationRequest, position: int) -> bool:
+        return position > len(request.emitted)
+
+    rank0 = Rank0(Steered(stops_at=after_one, error=EngineFault("it died")))
+    rank0.engine.gate.set()
+    async with opened() as door, client_of(door) as client:
+        door.leader_changed(await rank0.start())
+        answer = await client.post(CHAT, json={**SEEDED, "max_tokens": 30})
+        assert answer.status_code == 500
+        assert len(rank0.engine.requests) == MOST_FAULTS
+        await rank0.stop()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_refusal_is_no_part_of_an_answer_that_has_begun(stream: bool) -> None:
+    """As when the key has expired meanwhile."""
+    first = Rank0(Steered(random.Random(1), stops_at=at(4)))
+    refusing = Starlette(routes=[Mount("/", app=JSONResponse({"error": {}}, 401))])
+    servers = await start_servers([Listener("inference", refusing, "127.0.0.1", 0)])
+    async with opened() as door, client_of(door) as client:
+        door.leader_changed(await first.start())
+        asked = asyncio.create_task(client.post(CHAT, json={**SEEDED, "stream": stream}))
+        await asyncio.wait_for(first.engine.reached.wait(), DEADLINE_S)
+        await first.kill()
+        door.leader_changed(LeaderAddress(*servers.addresses["inference"], 2))
+        answer = await asyncio.wait_for(asked, DEADLINE_S)
+        if stream:
+            last = answer.text.rstrip().split("\n\n")[-1]
+            assert last.startswith("data: ")
+            assert json.loads(last[6:])["error"]["code"] == "internal_error"
+        else:
+            assert answer.status_code == 401  # nothing had been said yet
+    await servers.stop(0)
 
 
 async def test_a_client_that_goes_away_cancels_at_rank_0() -> None:
