@@ -21,7 +21,7 @@ from launcher.hostfile import HostfileError, local_hostfile, read_hostfile
 from launcher.job import BACKENDS, GRACE, STARTING_PORT, JobError, JobSpec
 from launcher.logs import Lines, LogStream
 from launcher.nodes import Cluster
-from launcher.status import status_of
+from launcher.status import summary_of
 from launcher.supervisor import Launch, Supervisor
 from server.access.errors import AccessError
 from server.node.serve import StartupFailed
@@ -157,7 +157,7 @@ async def _serve(launch: Launch, settings: Settings, cluster: Cluster) -> int:
     door = FrontDoor(
         settings.config,
         admin_routes(supervisor),
-        lambda: status_of(supervisor),
+        lambda: summary_of(supervisor),
         supervisor.switch_for_request,
     )
     loop = asyncio.get_running_loop()

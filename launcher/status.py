@@ -42,6 +42,12 @@ def status_of(supervisor: Supervisor) -> Document:
     }
 
 
+def summary_of(supervisor: Supervisor) -> Document:
+    """What the health routes add, which ask for no key: no host, no login, nothing of the past."""
+    status = status_of(supervisor)
+    return {key: status[key] for key in ("state", "reason", "draining", "epoch", "leader")}
+
+
 def _state(supervisor: Supervisor) -> tuple[str, str]:
     """In one word, and why it does not serve, in one sentence."""
     epoch = supervisor.epoch

@@ -290,7 +290,11 @@ class Supervisor:
         self.models.draining()
         self.door.drain(True)
         deadline = time.monotonic() + self.config.launcher.drain_timeout
-        while self.door.in_flight() and time.monotonic() < deadline and not epoch.ended:
+        while (
+            self.door.in_flight()
+            and time.monotonic() < deadline
+            and not (epoch.ended or self.wishes.stop)
+        ):
             await asyncio.sleep(self.config.launcher.probe_interval)
         self.door.drain(self.draining)
         self.models.loading()

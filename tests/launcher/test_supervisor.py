@@ -15,11 +15,12 @@ from starlette.testclient import TestClient
 
 from config import load
 from launcher.admin import admin_routes
+from launcher.decide import Phase
 from launcher.door import LeaderAddress
 from launcher.hostfile import local_hostfile
 from launcher.logs import LogStream
 from launcher.nodes import Cluster
-from launcher.status import rendered, status_of
+from launcher.status import rendered, status_of, summary_of
 from launcher.supervisor import Launch, Supervisor
 from launcher.watch import WishView
 from server.node.app import node_app
@@ -166,3 +167,37 @@ def test_what_breaks_a_look_around_ends_the_launcher(
     monkeypatch.setattr(supervisor, "_supervise", waiting)
     with pytest.raises(RuntimeError, match="a bug"):
         asyncio.run(asyncio.wait_for(supervisor.run(Door()), 30))
+
+
+def test_who_has_no_key_learns_no_host_and_no_login(supervisor: Supervisor) -> None:
+    supervisor.down["mini2"] = "ssh to operator@mini2 fails"
+    assert "operator@mini2" in str(status_of(supervisor))
+    assert summary_of(supervisor) == {
+        "state": "waiting",
+        "reason": "",
+        "draining": False,
+        "epoch": 0,
+        "leader": None,
+    }
+
+
+def test_a_launcher_that_is_to_stop_waits_for_no_request_to_end(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests under way may hold up a change of the model, not the end."""
+    door = Door()
+    monkeypatch.setattr(door, "in_flight", lambda: 1)
+    supervisor.door = door
+    supervisor.epoch = SimpleNamespace(  # type: ignore[assignment]
+        ended=False, view=lambda in_flight: SimpleNamespace(phase=Phase.READY), stop=print
+    )
+    supervisor.models.want("qwen2.5-7b")
+
+    async def switch() -> None:
+        switching = asyncio.create_task(supervisor._switch_if_wanted())
+        while not door.drained:
+            await asyncio.sleep(0)
+        supervisor.stop()
+        await asyncio.wait_for(switching, supervisor.config.launcher.drain_timeout / 2)
+
+    asyncio.run(switch())

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +14,12 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount, Route
 
 from config import load
+from launcher.admin import admin_routes
 from launcher.frontdoor.door import FrontDoor
+from launcher.hostfile import local_hostfile
+from launcher.logs import LogStream
+from launcher.nodes import Cluster, Member
+from launcher.supervisor import Launch, Supervisor
 from server.access.middleware import Guard
 from server.access.policy import AccessPolicy
 from server.api.app import create_app
@@ -47,9 +56,21 @@ def node_health_app(guard: Guard | None = None) -> Starlette:
     return health_app(node_view(), guard)
 
 
+@cache
+def _admin_routes() -> list[Route]:
+    """Of a launcher that has started nothing."""
+    settings = load(None, {})
+    everywhere = json.loads(local_hostfile(3))
+    members = zip(settings.config.nodes_of(3), everywhere, strict=True)
+    cluster = Cluster(tuple(Member(node, entry) for node, entry in members), {})
+    launch = Launch(Path(), "ring", 0, 0.0, (), lambda more: settings)
+    nowhere = LogStream(out=io.StringIO(), error=io.StringIO())
+    return admin_routes(Supervisor(launch, settings, cluster, nowhere))
+
+
 class _Door(FrontDoor):
     def __init__(self, guard: Guard) -> None:
-        super().__init__(load(None, {}).config)
+        super().__init__(load(None, {}).config, _admin_routes())
         self._given = guard
 
     def _guard(self) -> Guard:
@@ -57,7 +78,7 @@ class _Door(FrontDoor):
 
 
 def front_door_app(guard: Guard | None = None) -> Starlette:
-    """The launcher's, without any leader: what it does not answer itself it passes on to rank 0."""
+    """The launcher's, without any leader; what it does not answer itself it passes on to rank 0."""
     return _Door(guard or Guard(AccessPolicy())).app()
 
 
