@@ -37,7 +37,7 @@ from tests.pipeline.hub_server import serve_hub
 from tests.pipeline.tiny_models import LLAMA, make_model, write_folder
 
 FAILURE_DEADLINE = 60.0  # seconds, of which an idle machine needs some 5
-EXIT_STARTUP, EXIT_LOST = 1, 3
+EXIT_STARTUP, EXIT_LOST, EXIT_TOO_FEW = 1, 3, 4
 
 
 def errors(cluster: Cluster) -> list[str]:
@@ -101,7 +101,7 @@ def test_a_broken_model(start: Start, model: Path, tmp_path: Path, name: str) ->
 
 def test_too_little_memory(start: Start, model: Path) -> None:
     cluster = start(Spec(ranks=2, models=folder_model(model), node={"memory": "100KB"}))
-    assert_ends(cluster, EXIT_STARTUP, "memory", "n0")
+    assert_ends(cluster, EXIT_TOO_FEW, "memory", "n0")
 
 
 @pytest.mark.parametrize("which", ["gateway", "coordinator", "inference", "frames", "health"])
