@@ -6,17 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import httpx
-import hypothesis
 import pytest
 from starlette.routing import BaseRoute
 
 from server.api.app import create_app
 from server.api.service import Service
 from tests.server.api.fakes import FakeEngine, Script, ids, make_service
-
-# A deadline of an example is a timed assertion, and fails on a busy machine.
-hypothesis.settings.register_profile("untimed", deadline=None)
-hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture
