@@ -15,10 +15,12 @@ ROOT = Path(__file__).parents[2]
 # Shows the folder it runs in and its arguments, one a line, when it is to run the server.
 FAKE_PYTHON = """#!/bin/sh
 case "$*" in
-    "-m launcher.job "* | "-m server"*) pwd; printf '%s\\n' "$@" ;;
+    "-m launcher "* | "-m server"*) pwd; printf '%s\\n' "$@" ;;
     "-m pip "*) printf '%s\\n' "$*" >&2 ;;
 esac
 """
+
+PLACE_OPTIONS = ("--hostfile", "--ranks", "--backend", "--starting-port")
 
 
 @dataclass(frozen=True)
@@ -41,19 +43,16 @@ class Checkout:
         )
 
     def arguments(self, *arguments: str, **environment: str) -> tuple[list[str], list[str]]:
-        """What the launcher and the server get."""
+        """What the launcher gets of where to run, which comes first, and the server's arguments."""
         done = self.serve(*arguments, **environment)
         assert done.returncode == 0, done.stderr
         folder, *words = done.stdout.splitlines()
         assert folder == str(self.root)
-        assert words[:2] == ["-m", "launcher.job"]
-        separator = words.index("--")
-        assert words[separator + 1 : separator + 4] == [
-            f"{self.root}/.venv/bin/python",
-            "-m",
-            "server",
-        ]
-        return words[2:separator], words[separator + 4 :]
+        assert words[:2] == ["-m", "launcher"]
+        first = 2  # of the server's
+        while words[first : first + 1] and words[first] in PLACE_OPTIONS:
+            first += 2
+        return words[2:first], words[first:]
 
 
 @pytest.fixture
