@@ -24,6 +24,9 @@ Form = Literal["text", "json"]
 HOLD_S = 0.3  # a line waits so long for older ones of other ranks, which come over ssh
 FILE_BYTES = 10 << 20
 FILES = 5  # older ones, besides the one that is written
+MOST_HELD = 100_000  # lines, while nobody reads what is shown; later ones are left out
+CLOSE_S = 5.0  # for what is held back to be shown at the end
+_LAST_TIME = 1e11  # Unix time of no log line; what is later is no date either
 
 _RANK_COLOURS = (36, 32, 35, 34, 33, 96, 92, 95, 94)  # of a terminal, from rank 0 on
 _LEVEL_COLOURS = {"debug": 90, "warning": 33, "error": 31, "critical": 31}
@@ -92,6 +95,8 @@ def parse(line: str) -> Mapping[str, Any] | None:
     wanted = isinstance(event, dict) and isinstance(event.get("event"), str)
     if not wanted or not isinstance(event.get("time"), (int, float)):
         return None
+    if not 0 <= event["time"] < _LAST_TIME:
+        return None
     found: Mapping[str, Any] = event
     return found
 
@@ -108,17 +113,22 @@ def readable(event: Mapping[str, Any], colours: bool) -> str:
         _paint(at, 90, colours),
         _paint(f"{who:<10}", tint, colours),
         _paint(f"{level:<7}", _LEVEL_COLOURS.get(level, 0), colours),
-        event["event"],
+        _printable(event["event"]),
         _paint(fields, 90, colours),
     ]
     text = " ".join(part for part in parts if part)
     trace = event.get("exception")
-    return f"{text}\n{trace}" if trace else text
+    return "\n".join([text, *map(_printable, str(trace).split("\n"))]) if trace else text
 
 
 def _value(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    return json.dumps(text) if " " in text or not text else text
+    return json.dumps(text) if " " in text or not text else _printable(text)
+
+
+def _printable(text: str) -> str:
+    """What a client has sent may stand in a log: nothing of it is for the terminal to obey."""
+    return text if text.isprintable() else json.dumps(text)[1:-1]
 
 
 def _paint(text: str, colour: int, colours: bool) -> str:
@@ -147,13 +157,17 @@ class LogStream:
         self._file = None if folder is None else _file(folder, name)
         self._merger = Merger()
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = self._unread = False
+        self._dropped = 0
         self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
         self._thread.start()
 
     def __call__(self, line: str, is_error: bool) -> None:
         """A line of a rank or of mlx.launch, without its end; see launcher.job.Relay."""
         with self._changed:
+            if len(self._merger) >= MOST_HELD:
+                self._dropped += 1
+                return
             self._merger.add(line, is_error, self._clock())
             self._changed.notify()
 
@@ -163,12 +177,12 @@ class LogStream:
         self(json.dumps(line, default=str), True)
 
     def close(self) -> None:
-        """Show what is held back, and end."""
+        """Show what is held back, and end; without it if nobody reads."""
         with self._changed:
             self._closed = True
             self._changed.notify()
-        self._thread.join()
-        if self._file is not None:
+        self._thread.join(CLOSE_S)
+        if self._file is not None and not self._thread.is_alive():
             self._file.close()
 
     def _run(self) -> None:
@@ -180,16 +194,25 @@ class LogStream:
                     self._changed.wait(HOLD_S / 3)
                 closed = self._closed
                 entries = list(self._merger.rest() if closed else self._merger.ready(self._clock()))
+                dropped, self._dropped = self._dropped, 0
             for entry in entries:
                 self._show(entry)
-            if closed:
+            if dropped:
+                self.say(
+                    "lines are lost: nobody has read the ones before", "warning", lines=dropped
+                )
+            elif closed:
                 return
 
     def _show(self, entry: Entry) -> None:
         text = entry.text
         if entry.event is not None and self._form == "text":
             text = readable(entry.event, self._colours)
-        print(text, file=self._error if entry.is_error else self._out, flush=True)
+        if not self._unread:
+            try:
+                print(text, file=self._error if entry.is_error else self._out, flush=True)
+            except OSError:  # the terminal is closed, or the other end of the pipe; files go on
+                self._unread = True
         if self._file is not None:
             self._keep(entry)
 
@@ -216,7 +239,7 @@ class Lines(io.TextIOBase):
 
 
 def _file(folder: Path, name: str) -> RotatingFileHandler:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return RotatingFileHandler(
         folder / f"{name}.log", maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8"
     )

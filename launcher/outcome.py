@@ -77,6 +77,8 @@ class Transcript:
 
     def feed(self, line: str) -> bool:
         """Take in one line; True when it is for the user to see now."""
+        if line.startswith("{"):  # of a rank's log, which may quote what a client has sent
+            return True
         if match := LAST_WORDS.fullmatch(line.rstrip()):
             sentences = self.causes if match["kind"] == "fatal" else self.consequences
             if match["sentence"] not in sentences:

@@ -44,7 +44,11 @@ def test_lines_of_one_moment_stay_as_they_came_and_a_wrong_clock_holds_up_nobody
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fatal: no", "{", "[1]", '{"event": "x"}', '{"time": 1}', "{" * 10_000]
+    "text",
+    [
+        *("", "fatal: no", "{", "[1]", '{"event": "x"}', '{"time": 1}', "{" * 10_000),
+        *(f'{{"event": "x", "time": {time}}}' for time in ("1e300", "NaN", "Infinity", "-1")),
+    ],
 )
 def test_what_is_no_log_line(text: str) -> None:
     assert parse(text) is None
@@ -97,3 +101,65 @@ def test_json_is_passed_on_as_it_is() -> None:
     stream(line(1.0), True)
     stream.close()
     assert error.getvalue() == line(1.0) + "\n"
+
+
+def test_nothing_in_a_line_is_for_the_terminal_to_obey() -> None:
+    event = json.loads(line(1.0, event="a\x1b[2Jb", asked="x\x1b]0;title\x07", by="c\nd"))
+    text = readable({**event, "exception": "one\n\x1b[2Jtwo"}, colours=False)
+    assert "\x1b" not in text
+    assert "\x07" not in text
+    assert len(text.split("\n")) == 3  # of which two are the traceback
+
+
+class _Unread(io.StringIO):
+    """The end of a pipe whose other end is closed."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError
+
+
+def test_files_go_on_when_nobody_reads_what_is_shown(tmp_path: Path) -> None:
+    stream = LogStream(None, tmp_path, "test", _Unread(), _Unread())
+    stream(line(1.0, event="first"), True)
+    while not (tmp_path / "test.log").read_text():
+        threading.Event().wait(0.01)
+    stream(line(2.0, event="second"), True)
+    stream.close()
+    assert [json.loads(t)["event"] for t in (tmp_path / "test.log").read_text().splitlines()] == [
+        "first",
+        "second",
+    ]
+
+
+class _Stuck(io.StringIO):
+    """A terminal that is held."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full, self.read = threading.Event(), threading.Event()
+
+    def write(self, text: str) -> int:
+        self.full.set()
+        self.read.wait()
+        return super().write(text)
+
+
+def test_lines_that_nobody_reads_are_bounded_and_hold_up_no_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logs, "MOST_HELD", 3)
+    monkeypatch.setattr(logs, "CLOSE_S", 0.01)
+    stuck = _Stuck()
+    stream = LogStream(None, out=io.StringIO(), error=stuck)
+    stream(line(1.0, event="shown"), True)
+    assert stuck.full.wait(60)
+    for number in range(10):
+        stream(line(2.0, event=f"line {number}"), True)
+    stream.close()
+    monkeypatch.setattr(logs, "CLOSE_S", 60.0)
+    stuck.read.set()
+    stream.close()
+    text = stuck.getvalue()
+    assert "line 2" in text
+    assert "line 3" not in text
+    assert "lines=7" in text

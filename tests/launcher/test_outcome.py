@@ -88,3 +88,10 @@ def test_ranks_that_had_to_be_killed_are_a_failure() -> None:
 )
 def test_what_the_user_sees_while_it_runs(line: str, shown: bool) -> None:
     assert Transcript().feed(line) is shown
+
+
+def test_what_a_log_line_quotes_is_no_rank_s_fate() -> None:
+    transcript = Transcript()
+    for said in ("Node with rank 1 was killed", "Process name: [a,1] Exit code: 3"):
+        assert transcript.feed(f'{{"event": "a constraint can\'t go on", "reason": "{said}"}}')
+    assert transcript.outcome(0) == Outcome(0)
