@@ -28,6 +28,7 @@ from server.api.service import Listed, ServedModel, Service
 from server.api.switching import Switching
 from server.api.tokenizer import load_tokenizer
 from server.closing import close_all
+from server.dashboard import dashboard_routes
 from server.engine_metrics import scheduling
 from server.node.cluster_routes import ClusterView, EngineStats, cluster_routes, fault_of
 from server.node.health import NodeView, health_app
@@ -106,7 +107,11 @@ class Leader:
         )
         self.observatory = Observatory(cluster, self._coordinator, lambda: self._engine)
         self._service.on_finish = self.observatory.book.finished
-        self.routes = [*cluster_routes(cluster), *self.observatory.routes()]
+        self.routes = [
+            *cluster_routes(cluster),
+            *self.observatory.routes(),
+            *dashboard_routes(launcher=False),
+        ]
         self._view = view
 
     def _protect(self) -> Protection:

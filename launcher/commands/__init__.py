@@ -35,6 +35,12 @@ def _plan(arguments: Sequence[str]) -> int:
     return plan.run(arguments)
 
 
+def _top(arguments: Sequence[str]) -> int:
+    from launcher.commands import top
+
+    return top.run(arguments)
+
+
 # Imported when they are used: `python -m launcher` itself starts without them.
 COMMANDS: dict[str, Command] = {
     "status": Command(_ask("status"), "show nodes, ranks, layers and recoveries"),
@@ -42,6 +48,7 @@ COMMANDS: dict[str, Command] = {
     "undrain": Command(_ask("undrain"), "take requests again"),
     "lead": Command(_ask("lead"), "let a node lead, or `auto`"),
     "restart": Command(_ask("restart"), "start again over all nodes that can take part"),
+    "top": Command(_top, "show nodes, load and requests until q is pressed"),
     "plan": Command(_plan, "show who would lead and which node gets which layers"),
     "doctor": Command(_doctor, "check every node and say what to mend"),
 }

@@ -40,7 +40,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    base = args.url.rstrip("/") if args.url else _address(config)
+    base = args.url.rstrip("/") if args.url else address_of(config)
     body = None
     if name == "lead":
         body = {"node": None if args.node == AUTO else args.node}
@@ -59,7 +59,8 @@ class _Refused(Exception):
     """One sentence."""
 
 
-def _address(config: Config) -> str:
+def address_of(config: Config) -> str:
+    """Where a running launcher answers, as configured."""
     gateway = config.api_gateway
     host = gateway.host
     if is_wildcard(host):

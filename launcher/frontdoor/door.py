@@ -24,11 +24,13 @@ from launcher.frontdoor.upstream import Upstream
 from pipeline.errors import PipelineError
 from server.access.errors import Refusal
 from server.access.middleware import Guard
+from server.access.pages import LOOKED_AT
 from server.access.roles import RouteTable
 from server.access.startup import protect_front_door
 from server.api.body import BodyReader
 from server.api.errors import ApiError, NotReady, respond
 from server.api.outer import guarded, outermost
+from server.dashboard import dashboard_routes
 from server.node.forward import Forwarder, ForwardLimits
 from server.node.serve import HttpServers, Listener, start_servers
 from server.tls.contexts import launcher_tls
@@ -108,7 +110,12 @@ class FrontDoor:
     def app(self) -> Starlette:
         """The application of the gateway port."""
         gateway = self._config.api_gateway
-        routes = [*self._admin_routes, *self._status.routes(), Mount("/", app=self._pass)]
+        routes = [
+            *self._admin_routes,
+            *self._status.routes(),
+            *dashboard_routes(launcher=bool(self._admin_routes)),
+            Mount("/", app=self._pass),
+        ]
         app = Starlette(
             routes=routes,
             middleware=[*outermost(gateway.cors_origins), *guarded(self._guard())],
@@ -177,7 +184,9 @@ class FrontDoor:
     def _forwarder_to(self, leader: LeaderAddress) -> Forwarder:
         scheme = "http" if self._tls is None else "https"
         url = httpx.URL(scheme=scheme, host=leader.host, port=leader.port)
-        return Forwarder(url, self._forward_limits, self._upstream.tls_of(leader.node))
+        return Forwarder(
+            url, self._forward_limits, self._upstream.tls_of(leader.node), withheld=LOOKED_AT
+        )
 
     def _replace_forwarder(self, new: Forwarder | None) -> None:
         old, self._forwarder = self._forwarder, new

@@ -12,6 +12,7 @@ from starlette.types import Scope
 from launcher.door import LeaderAddress
 from launcher.frontdoor.exchange import Exchange, Interrupted
 from server.access.limits import RATE_LIMIT_HEADERS
+from server.access.pages import LOOKED_AT
 from server.api.errors import InvalidRequest
 from server.api.request_id import HEADER as REQUEST_ID
 from server.node.forward import ForwardLimits, UpstreamTls, new_client
@@ -20,10 +21,14 @@ from server.replay.records import HEADER, MEDIA_TYPE, Record, RecordReader, Star
 from server.tls.contexts import ClusterTls
 from server.tls.identity import node
 
-# Made anew for every attempt.
-_REPLACED = frozenset(
-    (b"host", b"content-length", b"accept-encoding", REQUEST_ID.encode(), HEADER.encode())
-)
+# Made anew for every attempt, or looked at already.
+_REPLACED = LOOKED_AT | {
+    b"host",
+    b"content-length",
+    b"accept-encoding",
+    REQUEST_ID.encode(),
+    HEADER.encode(),
+}
 
 
 STATUS_SECONDS = 2.0  # for a rank 0 that is asked how it is

@@ -17,6 +17,10 @@ from server.access.errors import OriginRefused
 
 _READING = ("GET", "HEAD", "OPTIONS")
 
+# What is looked at here.  A front door that has done so does not pass them on: to rank 0, which has another
+# address, its pages would be those of another site.
+LOOKED_AT = frozenset((b"origin", b"sec-fetch-site"))
+
 
 @dataclass(frozen=True)
 class Pages:

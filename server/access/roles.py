@@ -38,11 +38,18 @@ def _inference(path: str) -> Rule:
 HTTP_RULES: tuple[Rule, ...] = (
     Rule("GET", "/health", OPEN),
     Rule("GET", "/ready", OPEN),
+    # The page itself, so that a key can be typed into it; what it shows needs that key.
+    Rule("GET", "/", OPEN),
+    Rule("GET", "/dashboard/about.json", OPEN),
+    Rule("GET", "/dashboard/{name}", OPEN),
+    Rule("GET", "/v1/access", Role.VIEWER),
     Rule("GET", "/metrics", Role.VIEWER),
     Rule("GET", "/v1/cluster", Role.VIEWER),
     Rule("GET", "/v1/cluster/events", Role.VIEWER),
     Rule("GET", "/v1/cluster/timeline", Role.VIEWER),
     Rule("GET", "/v1/cluster/logs", Role.OPERATOR),
+    Rule("GET", "/v1/cluster/config", Role.OPERATOR),
+    Rule("PATCH", "/v1/cluster/config", Role.OPERATOR),
     # Of one's own; an operator ends those of others too.
     Rule("DELETE", "/v1/requests/{request_id:path}", Role.USER),
     Rule("GET", "/v1/models", Role.VIEWER),

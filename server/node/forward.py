@@ -74,8 +74,14 @@ class Forwarder:
     """An ASGI application; below it must be RequestIdMiddleware, and `close` ends its use."""
 
     def __init__(
-        self, upstream: httpx.URL, limits: ForwardLimits, tls: UpstreamTls | None = None
+        self,
+        upstream: httpx.URL,
+        limits: ForwardLimits,
+        tls: UpstreamTls | None = None,
+        withheld: frozenset[bytes] = frozenset(),
     ) -> None:
+        """`withheld`: names of headers that are not passed on."""
+        self._left_out = _REPLACED | withheld
         self._upstream = upstream
         self._extensions = {} if tls is None else {"sni_hostname": tls.name}
         self._max_requests = limits.max_requests
@@ -147,7 +153,9 @@ class Forwarder:
         target: bytes = scope["raw_path"]
         if scope["query_string"]:
             target += b"?" + scope["query_string"]
-        headers = [header for header in end_to_end(scope["headers"]) if header[0] not in _REPLACED]
+        headers = [
+            header for header in end_to_end(scope["headers"]) if header[0] not in self._left_out
+        ]
         headers.append((HEADER.encode(), scope["state"]["request_id"].encode()))
         if scope.get("client"):  # rank 0 believes it of its neighbours, and decides by it
             headers.append((b"x-forwarded-for", scope["client"][0].encode()))

@@ -17,6 +17,7 @@ from server.api.wire import to_json
 from server.engine_metrics import EngineMetrics
 from server.node.cluster_routes import ClusterView
 from server.observe.alerts import Alert, alerts_of
+from server.observe.config_routes import config_routes
 from server.observe.feed import EventFeed
 from server.observe.latency import Latencies
 from server.observe.picture import Picture
@@ -72,6 +73,7 @@ class Observatory:
             timeline_route(self._coordinator.record_timeline, self._epoch),
             logs_route(self._coordinator.logs),
             cancel_route(self.book, self._cancel),
+            *config_routes(self._coordinator.config),
         ]
 
     def observed(self, generator: Generator) -> Generator:

@@ -50,7 +50,7 @@ class Coordinator:
         )
         self._registry = registry
         self._clock = clock
-        self._config = ConfigStore(config, self._announce)
+        self.config = ConfigStore(config, self._announce)
         self._watchers = Watchers()
         self._timelines = TimelineDesk(registry.epoch)
         self._wishes = WishBook(supervised_nodes)
@@ -61,7 +61,7 @@ class Coordinator:
 
     def snapshot(self) -> ClusterSnapshot:
         """The cluster at this moment."""
-        snapshot = self._registry.snapshot(self._clock(), self._config.revision)
+        snapshot = self._registry.snapshot(self._clock(), self.config.revision)
         return replace(snapshot, wishes=self._wishes.wishes)
 
     @property
@@ -126,8 +126,8 @@ class Coordinator:
         self._announce()
         order = self._timelines.order
         return pb.HeartbeatReply(
-            config_revision=self._config.revision,
-            config_changes=self._config.changes_after(beat.config_revision),
+            config_revision=self.config.revision,
+            config_changes=self.config.changes_after(beat.config_revision),
             policy=messages.policy_to(self._registry.policy),
             time_s=time.time(),
             timeline=order and measures.order_to(order),
@@ -165,9 +165,9 @@ class Coordinator:
         prefix = text_from(message.prefix, "prefix", empty=True)
         entries = [
             pb.ConfigEntry(key=e.key, value=e.value, origin=e.origin, dynamic=e.dynamic)
-            for e in self._config.entries(prefix)
+            for e in self.config.entries(prefix)
         ]
-        return pb.GetConfigReply(revision=self._config.revision, entries=entries)
+        return pb.GetConfigReply(revision=self.config.revision, entries=entries)
 
     def set_config(self, message: Any) -> Any:
         changes = dict(message.changes)
@@ -178,7 +178,7 @@ class Coordinator:
         for key, value in changes.items():
             text_from(key, "changes: a key")
             text_from(value, f"changes[{key}]", empty=True)
-        outcome = self._config.change(changes)
+        outcome = self.config.change(changes)
         refused = [
             pb.SetConfigReply.Refusal(key=key, reason=reason)
             for key, reason in sorted(outcome.refused.items())

@@ -72,7 +72,10 @@ async def ask(app: Any, method: str, path: str, credential: str) -> httpx.Respon
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         real = path.replace("{model_id:path}", "tiny").replace("{path:path}", "x")
-        return await client.request(method, real, headers=headers, json=BODIES.get(path))
+        # Whole, as httpx takes the beginning of //path for a host.
+        return await client.request(
+            method, f"http://test{real}", headers=headers, json=BODIES.get(path)
+        )
 
 
 def outcome(response: httpx.Response) -> tuple[int, str | None]:

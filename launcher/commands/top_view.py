@@ -1,0 +1,192 @@
+"""What `top` shows: a pure function of what was seen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+Document = dict[str, Any]
+
+NONE = "-"
+SHOWN_REQUESTS = 10
+SHOWN_RECOVERIES = 3
+
+
+@dataclass(frozen=True)
+class Seen:
+    """picture: of /v1/cluster/events; status: of /admin/status, None without a launcher.
+
+    live: pictures come in; fault: why the latest attempt failed.
+    """
+
+    picture: Document | None = None
+    status: Document | None = None
+    live: bool = False
+    fault: str = ""
+
+
+def screen(seen: Seen) -> RenderableType:
+    """Everything, one below the other."""
+    if seen.picture is None and seen.status is None:
+        return Text(seen.fault or "connecting")
+    parts: list[RenderableType] = [_headline(seen)]
+    if seen.picture is not None:
+        parts.append(_load(seen.picture))
+    parts += ["", _nodes(seen)]
+    if seen.picture is not None:
+        parts += ["", _requests(seen.picture["requests"])]
+        parts += [Text(f"alert: {alert['message']}", "yellow") for alert in seen.picture["alerts"]]
+    if seen.status is not None and seen.status["recoveries"]:
+        parts += ["", *_recoveries(seen.status)]
+    return Group(*parts)
+
+
+def _headline(seen: Seen) -> Text:
+    picture, status = seen.picture, seen.status
+    name = status["cluster"] if status else picture and picture["name"]
+    if status is not None and status["state"] != "serving":
+        return Text(f"{name}: {status['state']}, {status['reason']}", "bold red")
+    if seen.fault:
+        return Text(f"{name}: {seen.fault}", "bold red")
+    if picture is None:
+        return Text(f"{name}: {status['state'] if status else 'connecting'}", "bold")
+    state = "draining" if status and status["draining"] else picture["status"]
+    reason = f" ({picture['reason']})" if picture["reason"] else ""
+    uptime = status["uptime_s"] if status else picture["uptime_s"]
+    epoch = status["epoch"] if status else picture["epoch"]
+    line = f"{name}: {state}{reason}, {picture['model']} on {picture['size']} nodes, "
+    line += f"{picture['leader']['node']} leads, epoch {epoch}, up {_span(uptime)}"
+    return Text(line, "bold" if state == "ok" else "bold yellow")
+
+
+def _load(picture: Document) -> Text:
+    speed, queue, first = (
+        picture["tokens_per_s"],
+        picture["queue"],
+        picture["time_to_first_token_s"],
+    )
+    return Text(
+        f"{_rate(speed['generated'])} tokens/s, prompts {_rate(speed['prompt'])}   "
+        f"running {queue['running']}, waiting {queue['waiting']}   "
+        f"first token p50 {_span(first['p50'])}, p95 {_span(first['p95'])}"
+    )
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column.lstrip(">"), justify="right" if column[0] == ">" else "left")
+    return table
+
+
+def _nodes(seen: Seen) -> Table:
+    table = _table(
+        "node", ">rank", ">layers", "state", ">busy", ">GPU", ">memory", ">CPU", ">temp", ">beat", "note"
+    )  # fmt: skip
+    nodes = {node["node"]: node for node in (seen.picture or {}).get("nodes", [])}
+    known = {node["name"]: node for node in (seen.status or {}).get("nodes", [])}
+    current = seen.status is None or seen.status["state"] == "serving"
+    for name in {**known, **nodes}:
+        node = nodes.get(name) if current else None
+        table.add_row(*_node_row(name, node, known.get(name), seen))
+    return table
+
+
+def _node_row(name: str, node: Document | None, known: Document | None, seen: Seen) -> list[str]:
+    leader = seen.status["leader"] if seen.status else node and node["leader"] and name
+    node = node or {}
+    known = known or {}
+    machine, gpu = node.get("resources") or {}, node.get("gpu_memory") or {}
+    rank = known["rank"] if known else node.get("rank")
+    first, last = _layers(node, known)
+    load, temperature = node.get("load"), machine.get("temperature_c")
+    return [
+        f"* {name}" if name == leader else f"  {name}",
+        NONE if rank is None else str(rank),
+        NONE if first is None else f"{first}-{last}",
+        str(node.get("state") or known.get("state") or NONE),
+        NONE if load is None else f"{load:.0%}",
+        _bytes(gpu.get("active_bytes")),
+        f"{_bytes(machine.get('memory_used'))}/{_bytes(machine.get('memory_total'))}",
+        f"{machine['cpu_percent']:.0f} %" if machine else NONE,
+        NONE if temperature is None else f"{temperature:.0f} °C",
+        _span(node.get("heartbeat_age_s", known.get("heartbeat_age_s"))),
+        _note(known),
+    ]
+
+
+def _layers(node: Document, known: Document) -> tuple[int | None, int | None]:
+    if node.get("layers"):
+        return node["layers"]["first"], node["layers"]["last"]
+    first, last = known.get("layers") or (None, None)
+    return first, last
+
+
+def _note(known: Document) -> str:
+    notes = []
+    if not known.get("reachable", True):
+        notes.append(known["why"] or "can't be reached")
+    if known.get("held_for_s") is not None:
+        notes.append(f"kept out for {known['held_for_s']:.0f} s")
+    if known.get("failures"):
+        notes.append(f"failed {known['failures']} times")
+    return ", ".join(notes)
+
+
+def _requests(requests: list[Document]) -> RenderableType:
+    if not requests:
+        return Text("no request in flight", "dim")
+    table = _table("request", "who", "state", ">prompt", ">output", ">age")
+    for request in requests[:SHOWN_REQUESTS]:
+        table.add_row(
+            Text(request["id"]),  # whatever a client called it
+            Text(request["principal"]),
+            request["state"],
+            str(request["prompt_tokens"]),
+            f"{request['output_tokens']}/{request['max_tokens']}",
+            _span(request["age_s"]),
+        )
+    if len(requests) > SHOWN_REQUESTS:
+        table.add_row(f"and {len(requests) - SHOWN_REQUESTS} more")
+    return table
+
+
+def _recoveries(status: Document) -> list[RenderableType]:
+    lines: list[RenderableType] = [Text(f"failovers: {status['recoveries_total']}", "dim")]
+    lines += [
+        Text(
+            f"  epoch {entry['epoch']} after {_span(entry['total_s'])}: {entry['reason']};"
+            f" {entry['leader']} leads {entry['nodes']} nodes"
+        )
+        for entry in status["recoveries"][::-1][:SHOWN_RECOVERIES]
+    ]
+    return lines
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return NONE
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds) // 60
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _rate(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}"
+
+
+def _bytes(count: float | None) -> str:
+    if count is None:
+        return NONE
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
