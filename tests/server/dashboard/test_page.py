@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from server.access.middleware import Guard
 from server.access.policy import AccessPolicy
 from server.access.store import KeyStore
-from server.dashboard.routes import TYPES, assets
+from server.dashboard.routes import TYPES, assets, dashboard_routes
 from tests.server.access.apps import front_door_app, rank_0_app
 from tests.server.access.helpers import add_key
 
@@ -58,7 +58,7 @@ def test_what_has_not_changed_is_not_sent_again(page: TestClient) -> None:
 def test_no_other_file_can_be_had(page: TestClient, path: str) -> None:
     answer = page.get(f"/dashboard/{path}")
     assert answer.status_code in (404, 503)  # 503: the front door passes it on, and nobody leads
-    assert "APIRoute" not in answer.text
+    assert b"def dashboard_routes" not in answer.content
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in PAGE.iterdir()))
@@ -97,8 +97,14 @@ def test_a_page_without_a_key_learns_that_one_is_needed_and_no_more(
 
 
 def test_where_no_key_is_asked_for_everybody_may_do_everything(page: TestClient) -> None:
-    assert page.get("/dashboard/about.json").json() == {"key_needed": False, "launcher": False}
+    assert page.get("/dashboard/about.json").json()["key_needed"] is False
     assert page.get("/v1/access").json() == {"name": "anybody", "role": "admin"}
+
+
+@pytest.mark.parametrize("launcher", [True, False])
+def test_the_page_learns_whether_a_launcher_is_there(launcher: bool) -> None:
+    page = TestClient(Starlette(routes=dashboard_routes(launcher=launcher)))
+    assert page.get("/dashboard/about.json").json()["launcher"] is launcher
 
 
 def test_the_launcher_can_serve_it_without_mlx() -> None:
