@@ -37,7 +37,9 @@ def split(address: str) -> tuple[str, int]:
 def call(address: str, name: str, context: ssl.SSLContext, deadline: float) -> ssl.SSLSocket:
     """A connection to the node `name`.  Raises Failed, at once if somebody else answers."""
     where = f"{name} at {address}"
-    told: OSError | None = None  # the last reason that is more than silence
+    told: OSError | None = (
+        None  # the last reason that is more than silence, or than nobody being there
+    )
     while True:
         left = deadline - time.monotonic()
         try:
@@ -46,7 +48,8 @@ def call(address: str, name: str, context: ssl.SSLContext, deadline: float) -> s
             reason = f"its certificate is refused: {error.verify_message}"
             raise Failed(f"{where}: {reason}") from error
         except OSError as error:
-            told = told if told is not None and isinstance(error, TimeoutError) else error
+            if told is None or not isinstance(error, TimeoutError | ConnectionRefusedError):
+                told = error
             if left <= RETRY_SECONDS:
                 raise Failed(f"{where} can't be reached by TLS: {told}") from error
         time.sleep(RETRY_SECONDS)

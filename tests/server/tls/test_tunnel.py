@@ -55,11 +55,13 @@ def soon() -> float:
 # meeting
 
 
-def meeting(made: Path, caller: str, expected: str, callee: str, called: str) -> tuple[str, str]:
+def meeting(
+    made: Path, caller: str, expected: str, callee: str, called: str, seconds: float = 2.0
+) -> tuple[str, str]:
     """What both sides say; `caller` calls `called` where `callee` waits for `expected`."""
     [address] = free_addresses(1)
     place = Reception(address, expected, tls_of(made, callee).server)
-    deadline = time.monotonic() + 2.0
+    deadline = time.monotonic() + seconds
 
     def outcome(future: Future[ssl.SSLSocket]) -> str:
         try:
@@ -75,7 +77,8 @@ def meeting(made: Path, caller: str, expected: str, callee: str, called: str) ->
 
 
 def test_neighbours_meet(made: Path) -> None:
-    assert meeting(made, caller="n0", expected="n0", callee="n1", called="n1") == ("", "")
+    said = meeting(made, caller="n0", expected="n0", callee="n1", called="n1", seconds=ENOUGH)
+    assert said == ("", "")
 
 
 def test_another_node_is_refused_by_either_side(made: Path) -> None:
