@@ -98,6 +98,7 @@ class RunningEpoch:
             self.watch.answered(report, now)
         if self.watch.ready_at is not None and self.times.ready is None:
             self.times.ready = now
+            self._job.serving()
             self._changed()
         if self.watch.fault is not None and self.times.faulted is None:
             self.times.faulted = now

@@ -41,6 +41,9 @@ LAST_PORT = 65535
 GRACE = 10.0  # seconds that ranks get to stop after they were asked to
 KILL_MARGIN = 5.0  # seconds for mlx.launch to end its ranks by force, before that is done from here
 LAST_WORDS = 3.0  # seconds from a rank's fatal line to its exit; MPI may block in finalize forever
+# Once the ranks have served, nobody needs their orderly end after a failure:
+LAST_LINES = 0.3  # seconds for the lines of a rank that has ended
+RING_FATE_SECONDS = 1.0  # from a rank's fatal line until mlx.launch has told of the end of one
 POLL = 1.0  # seconds; bounds how late the end of mlx.launch is seen if a rank holds its pipes open
 
 Relay = Callable[[str, bool], None]
@@ -68,12 +71,16 @@ class JobSpec:
         arguments += environment_arguments(hosts, backend, base)
         return [*arguments, "--", *self.command]
 
-    def environment(self, base: Mapping[str, str]) -> dict[str, str]:
-        """`base` with this interpreter's programs (python, mpirun) found first."""
+    def environment(self, base: Mapping[str, str], scratch: str = "") -> dict[str, str]:
+        """`base` with this interpreter's programs found first and temporary files in `scratch`."""
         programs = str(Path(sys.executable).parent)
         environment = {**base, "PATH": os.pathsep.join([programs, base.get("PATH", os.defpath)])}
         # Unbuffered, Python writes a line and its end apart, and lines of several ranks get mixed.
         environment.pop("PYTHONUNBUFFERED", None)
+        if scratch and self.backend == "ring":
+            # mlx.launch leaves two files for each rank.  mpirun cleans up, and puts sockets there, whose
+            # paths must not get long.
+            environment["TMPDIR"] = scratch
         if self.backend == "mpi" and os.geteuid() == 0:
             environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         return environment
@@ -111,6 +118,11 @@ class Job:
         self._closed = False
         self._stop_at: float | None = None
         self._kill_at: float | None = None
+        self._serving = False
+
+    def serving(self) -> None:
+        """The ranks work: what fails from now on is not explained but replaced, so all are killed at once."""
+        self._serving = True
 
     def stop(self) -> None:
         """Ask the ranks to stop; asked a second time, kill them. Does nothing after the end."""
@@ -134,10 +146,16 @@ class Job:
     def _run(self) -> Outcome:
         hosts = read_hostfile(self._spec.hostfile)
         self._spec.check(hosts)
-        arguments = self._spec.arguments(hosts, os.environ)
+        # A rank that is another user's by now, or can't be killed, may still write there.
+        with tempfile.TemporaryDirectory(
+            prefix="mlx-cluster-job-", ignore_cleanup_errors=True
+        ) as scratch:
+            return self._run_in(scratch, hosts)
+
+    def _run_in(self, scratch: str, hosts: Hostfile) -> Outcome:
         process = subprocess.Popen(
-            [sys.executable, "-m", "launcher.mlx_launch", *arguments],
-            env=self._spec.environment(os.environ),
+            [sys.executable, "-m", "launcher.mlx_launch", *self._spec.arguments(hosts, os.environ)],
+            env=self._spec.environment(os.environ, scratch),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -148,7 +166,9 @@ class Job:
         finally:
             kill_session(process.pid)
             status = self._status(process)
-        return explain_login(self._transcript.outcome(status), status, hosts)
+        outcome = self._transcript.outcome(status)
+        # Once it has served, ssh has let everybody in; asking a lost host again would take many seconds.
+        return outcome if self._serving else explain_login(outcome, status, hosts)
 
     def _status(self, process: subprocess.Popen[bytes]) -> int:
         """The exit status of mlx.launch, which has ended by itself or was killed."""
@@ -168,12 +188,17 @@ class Job:
             for stream in (process.stdout, process.stderr):
                 selector.register(stream, selectors.EVENT_READ, LineBuffer())
             while self._is_open(process, selector):
-                for key, _ in selector.select(POLL):
+                for key, _ in selector.select(self._patience()):
                     if key.data is None:
                         self._asked_to_stop(process)
                     else:
                         self._read(key, selector, is_error=key.fileobj is process.stderr)
                 self._stop_after_failure(process.stdin)
+
+    def _patience(self) -> float:
+        """Seconds until there is something to do, whatever happens."""
+        due = [at - time.monotonic() for at in (self._stop_at, self._kill_at) if at is not None]
+        return max(0.0, min([POLL, *(left for left in due if left > 0)]))
 
     def _is_open(self, process: subprocess.Popen[bytes], selector: selectors.BaseSelector) -> bool:
         """Whether output may still come; kills what is overdue or left over, which ends the pipes."""
@@ -192,16 +217,31 @@ class Job:
 
     def _stop_after_failure(self, stdin: IO[bytes]) -> None:
         """Bound what follows a failure: mlx.launch and mpirun wait for ranks without a limit."""
+        if self._serving and not self._transcript.stopping:
+            self._kill_after_failure()
+            return
         if self._stop_at is None and self._transcript.has_failed:
             self._stop_at = time.monotonic() + LAST_WORDS
         if self._transcript.failures or (self._stop_at and time.monotonic() > self._stop_at):
             self._close_stdin(stdin)
 
+    def _kill_after_failure(self) -> None:
+        """Not this instant: which rank failed first, and why, comes within the next lines."""
+        if self._transcript.failures:
+            self._kill_within(LAST_LINES)
+        elif self._transcript.has_failed:
+            # mpirun tells of a rank that was killed when it has ended the others.
+            self._kill_within(LAST_WORDS if self._spec.backend == "mpi" else RING_FATE_SECONDS)
+
+    def _kill_within(self, seconds: float) -> None:
+        at = time.monotonic() + seconds
+        self._kill_at = at if self._kill_at is None else min(at, self._kill_at)
+
     def _close_stdin(self, stdin: IO[bytes]) -> None:
         """The request to stop, as `launcher.mlx_launch` takes it."""
         if not stdin.closed:
             stdin.close()
-            self._kill_at = time.monotonic() + self._spec.grace + KILL_MARGIN
+            self._kill_within(self._spec.grace + KILL_MARGIN)
 
     def _read(
         self, key: selectors.SelectorKey, selector: selectors.BaseSelector, is_error: bool

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 import httpx
 
 from launcher.nodes import Member
-from launcher.ssh import why_no_login
+from launcher.ssh import LOGIN_TIMEOUT, why_no_login
 from launcher.watch import Report, read_report
 from server.tls.contexts import ClusterTls
 from server.tls.identity import node
 
 HEALTH_TIMEOUT = 1.0  # seconds
+LOST_PATIENCE = 3.0  # seconds
+LOGIN_PATIENCE = 3.0 * LOGIN_TIMEOUT  # seconds
 
 
 class HealthProbe:
@@ -59,8 +61,34 @@ def own_address(towards: str) -> str | None:
         return found
 
 
-async def unreachable(members: Sequence[Member]) -> dict[str, str]:
-    """Why commands can't be run on a node, by name, for those on which they can't."""
+async def unreachable(
+    members: Sequence[Member], patience: float = LOGIN_PATIENCE
+) -> dict[str, str]:
+    """Why commands can't be run on a node within `patience` seconds, by name, for those on which they can't."""
     remote = [member for member in members if not member.is_local]
-    problems = await asyncio.gather(*(asyncio.to_thread(why_no_login, m.ssh) for m in remote))
+    problems = await asyncio.gather(
+        *(asyncio.to_thread(why_no_login, member.ssh, patience) for member in remote)
+    )
     return {member.name: why for member, why in zip(remote, problems, strict=True) if why}
+
+
+class LostNodes:
+    """Tries the nodes of a broken epoch while it ends.
+
+    A launch that includes a node without power or cable takes a minute to fail.
+    """
+
+    def __init__(self) -> None:
+        self._search: asyncio.Task[dict[str, str]] | None = None
+
+    def search(self, members: Sequence[Member]) -> None:
+        """Begin, unless that has been done."""
+        if self._search is None:
+            self._search = asyncio.create_task(unreachable(members, LOST_PATIENCE))
+
+    async def found(self) -> dict[str, str]:
+        """Why nodes can't be reached, by name; empty if nobody has searched."""
+        if self._search is None:
+            return {}
+        search, self._search = self._search, None
+        return await search

@@ -49,6 +49,6 @@ def run_on(host: str, command: Sequence[str], timeout: float, given: str = "") -
     return Answer(done.stdout, where + last, done.returncode)
 
 
-def why_no_login(host: str) -> str:
+def why_no_login(host: str, patience: float = 3 * LOGIN_TIMEOUT) -> str:
     """Why commands can't be run on `host`, in one sentence; empty if they can."""
-    return run_on(host, ["true"], 3 * LOGIN_TIMEOUT).problem
+    return run_on(host, ["true"], patience).problem

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from config import Config, ConfigError, Settings
+from config import ConfigError, Settings
 from launcher import decide
-from launcher.breaker import BreakerPolicy, Record
+from launcher.breaker import Record
 from launcher.decide import (
     Action,
     Cause,
@@ -28,7 +28,6 @@ from launcher.decide import (
     Node,
     Observed,
     Phase,
-    Policy,
     Start,
     Stop,
     Wait,
@@ -42,7 +41,8 @@ from launcher.job import JobSpec
 from launcher.logs import LogStream
 from launcher.models import ModelSwitch, SwitchInProgress
 from launcher.nodes import Cluster
-from launcher.probe import HealthProbe, own_address, unreachable
+from launcher.policy import configured_leader, policy_of
+from launcher.probe import HealthProbe, LostNodes, own_address, unreachable
 from launcher.recoveries import Recoveries, recovery_of
 from server.tls.contexts import launcher_tls
 
@@ -75,7 +75,7 @@ class Supervisor:
         self._policy = policy_of(config)
         self.started = time.monotonic()
         self.history = History()
-        self.wishes = Wishes(leader=_configured_leader(config))
+        self.wishes = Wishes(leader=configured_leader(config))
         self.records: dict[str, Record] = {}
         self.down: dict[str, str] = {}  # why nodes can't be reached, by name
         self.epoch: RunningEpoch | None = None
@@ -84,6 +84,7 @@ class Supervisor:
         self.models = ModelSwitch(config.model.name)
         self.waiting_for = ""  # why nothing runs
         self._broken: tuple[Times, Cause, str, str | None] | None = None  # what is recovered from
+        self._lost = LostNodes()
         self._count = 0
         self._wake = asyncio.Event()
         self._probe = HealthProbe(launcher_tls(config.tls))
@@ -159,6 +160,7 @@ class Supervisor:
         while True:
             self._wake.clear()
             self._notice_end()
+            await self._notice_lost()
             await self._switch_if_wanted()
             action = next_action(self._observed(), self._policy)
             if isinstance(action, Finish):
@@ -178,6 +180,8 @@ class Supervisor:
             self._say_down(action.reason)
             self._log("ending the epoch", reason=action.reason, epoch=self.epoch.number)
             self.epoch.stop(action.reason, action.at_once)
+            if action.at_once:
+                self._lost.search(self.epoch.members)
         elif isinstance(action, Wait):
             if self.epoch is None and action.reason != self.waiting_for:
                 self.waiting_for = action.reason
@@ -246,6 +250,7 @@ class Supervisor:
         end = End(now, cause, epoch.asked_to_stop or fault.reason, epoch.order)
         if cause is not Cause.STOPPED:
             end = replace(end, reason=fault.reason)
+            self._lost.search(epoch.members)
             self._log("the epoch has ended", "warning", cause=cause.value, reason=fault.reason)
             reverted = self._revert_model(cause, fault.reason)
             if fault.node is not None and not reverted:
@@ -254,6 +259,18 @@ class Supervisor:
         if self._broken is None and self.history.ever_ready:
             self._broken = epoch.times, cause, end.reason, fault.node
         self._say_down(end.reason)
+
+    async def _notice_lost(self) -> None:
+        """Before the next launch is decided on."""
+        if self.epoch is None:
+            self._are_down({**self.down, **await self._lost.found()})
+
+    def _are_down(self, down: dict[str, str]) -> None:
+        before, self.down = self.down, down
+        if down.keys() != before.keys():
+            self._wake.set()
+        for name in down.keys() - before.keys():
+            self._log("a node can't be reached", "warning", name=name, reason=down[name])
 
     def _became_ready(self, epoch: RunningEpoch) -> None:
         self.history = decide.ready(self.history, epoch.number)
@@ -338,15 +355,10 @@ class Supervisor:
         while True:
             in_ring = self.epoch.order if self.epoch is not None else ()
             members = [m for m in self.cluster.members if m.name not in in_ring]
-            before = dict(self.down)
             if self.history.last is not None:
                 found = await unreachable(members)
                 left = {n: w for n, w in self.down.items() if n not in [m.name for m in members]}
-                self.down = {**left, **found}
-            if self.down.keys() != before.keys():
-                self._wake.set()
-            for name in self.down.keys() - before.keys():
-                self._log("a node can't be reached", "warning", name=name, reason=self.down[name])
+                self._are_down({**left, **found})
             await asyncio.sleep(PROBE_NODES_EVERY)
 
     async def _end_epoch(self) -> None:
@@ -368,27 +380,3 @@ class Supervisor:
     def _reasons(self) -> tuple[str, ...]:
         outcome = self.last.outcome if self.last is not None else None
         return outcome.reasons if outcome is not None else ()
-
-
-def policy_of(config: Config) -> Policy:
-    """The policy that the configuration asks for."""
-    launcher, coordinator = config.launcher, config.coordinator
-    breaker = BreakerPolicy(
-        launcher.failures_allowed,
-        launcher.hold_initial,
-        launcher.hold_max,
-        launcher.forgive_after,
-    )
-    return Policy(
-        strategy=coordinator.election_strategy,
-        breaker=breaker,
-        backoff_initial=launcher.backoff_initial,
-        backoff_max=launcher.backoff_max,
-        idle_before_change=launcher.idle_before_change,
-        rotation_interval=coordinator.rotation_interval,
-    )
-
-
-def _configured_leader(config: Config) -> str | None:
-    coordinator = config.coordinator
-    return coordinator.leader if coordinator.election_strategy == "manual" else None

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -244,3 +245,27 @@ def test_lines_are_put_together_from_pieces() -> None:
     pieces = [b"a", b"b\nc\r\n", "ü".encode()[:1], "ü".encode()[1:] + b"\n\nrest", b""]
     lines = [line for piece in pieces for line in buffer.lines(piece)]
     assert lines == ["ab", "c", "ü", "", "rest"]
+
+
+def test_once_the_ranks_have_served_nobody_waits_for_those_that_are_left(
+    run: Callable[..., Run],
+) -> None:
+    job = run("stubborn", grace=10 * DEADLINE)
+    wait_for(lambda: len(job.pids) == 3)
+    job.job.serving()
+    victim = next(int(pid) for rank, pid in UP.findall(job.text) if rank == "1")
+    os.kill(victim, signal.SIGKILL)
+    assert job.finish().first_failure == RankFailure(1, -signal.SIGKILL)
+
+
+def test_no_temporary_file_is_left(
+    run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    job = run("finish")
+    wait_for(lambda: len(job.pids) == 3)
+    assert job.finish() == Outcome(0)
+    assert not list(folder.iterdir())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +15,12 @@ from starlette.testclient import TestClient
 
 from config import load
 from launcher.admin import admin_routes
-from launcher.decide import Phase
+from launcher.decide import Phase, Start, next_action
 from launcher.door import LeaderAddress
 from launcher.hostfile import local_hostfile
 from launcher.logs import LogStream
 from launcher.nodes import Cluster
+from launcher.probe import LOST_PATIENCE
 from launcher.status import rendered, status_of, summary_of
 from launcher.supervisor import Launch, Supervisor
 from launcher.watch import WishView
@@ -201,3 +202,30 @@ def test_a_launcher_that_is_to_stop_waits_for_no_request_to_end(
         await asyncio.wait_for(switching, supervisor.config.launcher.drain_timeout / 2)
 
     asyncio.run(switch())
+
+
+def test_a_node_that_a_broken_epoch_has_lost_takes_no_part_in_the_next(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it can be reached is known before the next epoch is decided on."""
+    patience: dict[str, float] = {}
+
+    def why_no_login(host: str, seconds: float) -> str:
+        patience[host] = seconds
+        return "ssh to mini2 fails" if host == "mini2" else ""
+
+    monkeypatch.setattr("launcher.probe.why_no_login", why_no_login)
+    local, *others = supervisor.cluster.members
+    members = [local, *(replace(m, entry={**m.entry, "ssh": m.name}) for m in others)]
+
+    async def lose() -> None:
+        supervisor._lost.search(members)
+        supervisor._lost.search(members)  # found broken, and then ended
+        await supervisor._notice_lost()
+        await supervisor._notice_lost()
+
+    asyncio.run(lose())
+    assert patience == {member.ssh: LOST_PATIENCE for member in members[1:]}
+    action = next_action(supervisor._observed(), supervisor._policy)
+    assert isinstance(action, Start)
+    assert sorted(action.order) == ["master", "mini1"]
