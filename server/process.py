@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Mapping
 from concurrent.futures import Future
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar, cast
 
 import structlog
 
@@ -29,7 +29,6 @@ from server.access.rpc import Credential, cluster_credential
 from server.closing import close_all
 from server.control import Reporter, port_problem, registration_of
 from server.follower import Follower
-from server.leader import Leader
 from server.node.health import NodeView
 from server.node.serve import StartupFailed
 from server.observe.log_shipper import LogShipper
@@ -44,6 +43,7 @@ from server.tls.rpc import ClientTls
 from server.tls.tunnel.rank_side import Tunnel, open_tunnel
 
 if TYPE_CHECKING:
+    from server.leader import Leader
     from server.observe.tracing import Tracing
 
 log = structlog.get_logger()
@@ -204,8 +204,9 @@ class RankProcess:
         tracing = Tracing(
             endpoint, meeting.node.name, meeting.rank, meeting.epoch, version("mlx-cluster")
         )
-        if isinstance(self._role, Leader):
-            self._role.observatory.book.tracer = tracing.requests
+        if meeting.rank == 0:
+            leader = cast("Leader", self._role)
+            leader.observatory.book.tracer = tracing.requests
         return tracing
 
     async def _watch_resources(self, placement: Placement) -> NoReturn:
@@ -227,6 +228,9 @@ class RankProcess:
         )
         tls = self._tls(view.node)
         if placement.meeting.rank == 0:
+            # Nobody else needs the API and what it imports: every start of a rank keeps clients waiting.
+            from server.leader import Leader
+
             return Leader(self.settings, placement, view, tls)
         return Follower(self.settings, placement, view, tls)
 

@@ -58,12 +58,11 @@ class Trial:
     ) -> None:
         self._cluster, self._tasks, self._known = cluster, tasks, known
 
-    async def turns(self) -> Result:
-        """Each rank is killed once while all requests run; every one of them has to finish."""
+    async def turns(self, ranks: Sequence[int] | None = None) -> Result:
+        """Each rank, or each of `ranks`, is killed once while all requests run; all of those have to finish."""
         result = Result()
         before = await asyncio.to_thread(self.belongings)
-        size = len(await asyncio.to_thread(self._cluster.ranks))
-        for rank in range(size):
+        for rank in await self._turns_of(ranks):
             await self._ready()
             async with connections(self._cluster.url) as http:
                 load = Load(http)
@@ -104,6 +103,11 @@ class Trial:
         self._take(load, result)
         await self.check_leaks(before, result)
         return result
+
+    async def _turns_of(self, ranks: Sequence[int] | None) -> Sequence[int]:
+        """Negative ones count from the last."""
+        size = len(await asyncio.to_thread(self._cluster.ranks))
+        return range(size) if ranks is None else [rank % size for rank in ranks]
 
     # a fault
 
