@@ -15,7 +15,9 @@ import httpx
 
 from config import Config, ConfigError, add_arguments, from_arguments
 from config.nodes import is_wildcard
+from config.tls import GATEWAY, TlsConfig
 from launcher.status import rendered
+from server.tls.identity import Identity, Kind
 
 KEY_VARIABLE = "MLXC_API_KEY"
 TIMEOUT = 10.0  # seconds
@@ -46,7 +48,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
         body = {"node": None if args.node == AUTO else args.node}
     method = "GET" if name == "status" else "POST"
     try:
-        answer = _request(method, f"{base}/admin/{name}", body)
+        answer = _request(method, f"{base}/admin/{name}", body, config.tls)
     except _Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -69,14 +71,31 @@ def address_of(config: Config) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{gateway.port}"
 
 
-def _request(method: str, url: str, body: dict[str, Any] | None) -> dict[str, Any]:
+def _trust(tls: TlsConfig) -> tuple[ssl.SSLContext, dict[str, str]]:
+    """Whom to believe, and under which name; a certificate of the cluster's CA holds for any address.
+
+    Raises _Refused.
+    """
+    if tls.gateway.mode != "own":
+        return ssl.create_default_context(), {}
+    ca = tls.cluster.ca_path
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except OSError as error:
+        raise _Refused(f"tls.cluster.ca = {ca}: can't be used: {error}") from error
+    return context, {"sni_hostname": Identity(Kind.GATEWAY, GATEWAY).dns_name}
+
+
+def _request(
+    method: str, url: str, body: dict[str, Any] | None, tls: TlsConfig
+) -> dict[str, Any]:
     """The document that the launcher answers with.  Raises _Refused."""
     key = os.environ.get(KEY_VARIABLE)
     headers = {"authorization": f"Bearer {key}"} if key else {}
+    context, name = _trust(tls)
     try:
-        response = httpx.request(
-            method, url, json=body, headers=headers, timeout=TIMEOUT, trust_env=False
-        )
+        with httpx.Client(verify=context, timeout=TIMEOUT, trust_env=False) as client:
+            response = client.request(method, url, json=body, headers=headers, extensions=name)
         answer = response.json()
     except (httpx.HTTPError, ssl.SSLError) as error:
         raise _Refused(f"no launcher answers at {url}: {error or type(error).__name__}") from error

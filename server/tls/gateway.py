@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from datetime import datetime
 from typing import NoReturn
 
 import structlog
@@ -36,8 +37,16 @@ class GatewayTls:
         # A chain that fails halfway must not change what is served.
         load_chain(_new_context(), self._files)
         load_chain(self.context, self._files)
-        note_expiry(certificate, self._files.certificate, self._files.setting)
-        self.expires = certificate.not_valid_after_utc
+        self._certificate = certificate
+        self._note()
+
+    def _note(self) -> None:
+        note_expiry(self._certificate, self._files.certificate, self._files.setting)
+
+    @property
+    def expires(self) -> datetime:
+        """When what is served ends."""
+        return self._certificate.not_valid_after_utc
 
     def reload(self) -> bool:
         """Take over files that have changed; True if they have.  Files that can't be used are told."""
@@ -62,7 +71,7 @@ class GatewayTls:
             if self.reload() or warned < WARN_SECONDS:
                 continue
             warned = 0.0
-            self._seen = ()  # read again, so that it warns
+            self._note()
 
     def _versions(self) -> tuple[Version | None, ...]:
         try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ssl
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,16 @@ import httpx
 
 from server.tls.identity import node
 from tests.certificates import make_folder
-from tests.cluster.harness import ANSWER_DEADLINE, HOST, Cluster, Ports, Spec, folder_model
+from tests.cluster.harness import (
+    ANSWER_DEADLINE,
+    HOST,
+    ROOT,
+    Cluster,
+    Ports,
+    Spec,
+    environment,
+    folder_model,
+)
 
 
 class TlsCluster(Cluster):
@@ -68,3 +79,32 @@ def two_ranks(model: Path) -> Spec:
     """Two ranks that compute each prompt anew, in the same pieces."""
     settings = ["scheduler.prefix_cache_tokens=0", "scheduler.prefill_chunk_tokens=32"]
     return Spec(ranks=2, models=folder_model(model), settings=settings)
+
+
+class SupervisedTlsCluster(TlsCluster):
+    """The same under the launcher, whose front door is the gateway."""
+
+    def _command(self) -> list[str]:
+        words = ["-m", "launcher", *self.place_arguments()]
+        words += ["--starting-port", str(self.ports.ring[0])]
+        words += ["--config", str(self.folder / "config")]
+        for setting in (*self.spec.settings, "launcher.log_folder=none"):
+            words += ["--set", setting]
+        return [sys.executable, *words]
+
+    def command(self, *words: str) -> str:
+        """What `python -m launcher WORDS` prints."""
+        asked = [sys.executable, "-m", "launcher", *words, "--config", str(self.folder / "config")]
+        for setting in self.spec.settings:
+            asked += ["--set", setting]
+        done = subprocess.run(
+            asked,
+            cwd=ROOT,
+            env=environment(self.spec.env),
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_DEADLINE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
