@@ -23,6 +23,7 @@ from launcher.logs import Lines, LogStream
 from launcher.nodes import Cluster
 from launcher.status import summary_of
 from launcher.supervisor import Launch, Supervisor
+from server import garbage
 from server.access.errors import AccessError
 from server.node.serve import StartupFailed
 from server.rpc.errors import BindError
@@ -166,6 +167,7 @@ async def _serve(launch: Launch, settings: Settings, cluster: Cluster) -> int:
         numbers.append(signal.SIGHUP)
     for number in numbers:
         loop.add_signal_handler(number, supervisor.stop)
+    garbage.settle()
     try:
         return await supervisor.run(door)
     finally:

@@ -133,7 +133,10 @@ class Leader:
         access = self._protect()
         own = None if self._tls is None else self._tls.server
         try:
-            self._gateway_tls = gateway_tls(self._settings.config.tls)
+            if (
+                not self._settings.config.launcher.supervised
+            ):  # else the launcher's front door has it
+                self._gateway_tls = gateway_tls(self._settings.config.tls)
             self._coordinator.credentials = (
                 None if self._tls is None else server_credentials(self._tls)
             )
@@ -152,7 +155,7 @@ class Leader:
             Listener("inference", app, self._meeting.host, node.ports.inference, own),
             Listener("health", health, self._meeting.host, node.ports.health, own),
         ]
-        if not self._settings.config.launcher.supervised:  # else the launcher's front door has it
+        if not self._settings.config.launcher.supervised:
             listeners.append(Listener("gateway", app, gateway.host, gateway.port, shown))
         self._servers = await start_servers(listeners)
         if self._gateway_tls is not None:

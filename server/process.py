@@ -23,7 +23,7 @@ from config import Settings
 from pipeline.engine import Engine
 from pipeline.errors import LinkClosed, LinkTimeout, ModelError
 from pipeline.rank import Phase, Placement, Rank
-from server import descriptors, logs
+from server import descriptors, garbage, logs
 from server.access.errors import AccessError
 from server.access.rpc import Credential, cluster_credential
 from server.closing import close_all
@@ -164,6 +164,7 @@ class RankProcess:
         self._watchdog = asyncio.create_task(self._watch_engine())
         self._watchdog.add_done_callback(_heed)
         self._client.report_soon()
+        garbage.settle()
         await self._unless_stopped(self._role.serve(engine, self._client))
         self.reporter.serving = True
         self._client.report_soon()

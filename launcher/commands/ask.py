@@ -86,9 +86,7 @@ def _trust(tls: TlsConfig) -> tuple[ssl.SSLContext, dict[str, str]]:
     return context, {"sni_hostname": Identity(Kind.GATEWAY, GATEWAY).dns_name}
 
 
-def _request(
-    method: str, url: str, body: dict[str, Any] | None, tls: TlsConfig
-) -> dict[str, Any]:
+def _request(method: str, url: str, body: dict[str, Any] | None, tls: TlsConfig) -> dict[str, Any]:
     """The document that the launcher answers with.  Raises _Refused."""
     key = os.environ.get(KEY_VARIABLE)
     headers = {"authorization": f"Bearer {key}"} if key else {}
