@@ -1,4 +1,4 @@
-"""When Python looks for garbage: a full look waits until there are a quarter more objects than the last one left.
+"""When Python looks for garbage: a full look waits until there are a quarter more objects than after the last.
 
 A start leaves some hundred thousand objects for good, so garbage in cycles, such as every failed TLS handshake
 is, would pile up to more than a hundred megabytes before anybody looks.

@@ -83,7 +83,6 @@ def test_frames(count: int) -> None:
 
 @pytest.mark.parametrize("count", COUNTS)
 def test_tls_hellos(tls_two: TlsCluster, count: int) -> None:
-    check = alive(tls_two)
     ports = [
         tls_two.ports.gateway,
         tls_two.ports.coordinator,
@@ -102,13 +101,16 @@ def test_tls_hellos(tls_two: TlsCluster, count: int) -> None:
         finally:
             writer.close()
 
-    async def all_of_them() -> None:
-        data = changed(hellos(), count, seed=2)
+    async def all_of_them(seed: int) -> None:
+        data = changed(hellos(), count, seed)
         for first in range(0, count, 20):
             some = [hello(ports[(first + i) % len(ports)], next(data)) for i in range(20)]
             await asyncio.wait_for(asyncio.gather(*some), DEADLINE)
 
-    asyncio.run(all_of_them())
+    # Failed handshakes are garbage in cycles: the first round leaves as much of it as is ever kept.
+    asyncio.run(all_of_them(2))
+    check = alive(tls_two)
+    asyncio.run(all_of_them(4))
     check()
 
 

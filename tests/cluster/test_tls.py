@@ -176,6 +176,7 @@ def test_the_ring_itself_is_on_no_network_interface(cluster: TlsCluster) -> None
         assert not {end.port for c in rank for end in (c.laddr, c.raddr) if end} & (ring | ends)
 
 
+@pytest.mark.soak
 def test_a_tunnel_that_dies_ends_all_ranks_with_a_sentence(
     tiny_model: Path, tmp_path: Path
 ) -> None:
