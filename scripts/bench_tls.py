@@ -141,12 +141,13 @@ def one_round(args: argparse.Namespace, number: int) -> list[dict[str, Any]]:
         framed = tokens(args, links)
         say(f"round {number}: hidden states too")
         carried = [*hops(args, folder), *tokens(args, every)]
-        return [
+        rows = [
             *({**row, "tls": "none"} for row in plain),
             *({**row, "tls": "frames, gRPC, ports"} for row in framed),
             *({**row, "tls": "hidden states too"} for row in carried),
             *measure_gateway(tls_config(folder), args.count),
         ]
+        return [{"size": None, **row} for row in rows]  # streams and requests have none
 
 
 def report(args: argparse.Namespace, rows: Sequence[dict[str, Any]], of_what: str) -> None:
