@@ -104,7 +104,10 @@ def test_too_little_memory(start: Start, model: Path) -> None:
     assert_ends(cluster, EXIT_TOO_FEW, "memory", "n0")
 
 
-@pytest.mark.parametrize("which", ["gateway", "coordinator", "inference", "frames", "health"])
+SAME_AS_HEALTH = pytest.param("inference", marks=pytest.mark.soak)
+
+
+@pytest.mark.parametrize("which", ["gateway", "coordinator", SAME_AS_HEALTH, "frames", "health"])
 def test_a_port_in_use(start: Start, tmp_path: Path, model: Path, which: str) -> None:
     ports = Ports.free(2, 2)
     inference, frames, health = ports.nodes[1]
@@ -235,7 +238,7 @@ def test_a_stop_while_it_loads_is_orderly(start: Start, model: Path, tmp_path: P
 # after the start
 
 
-@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.soak), 2])
 def test_a_killed_rank_ends_the_stream_and_the_job(start: Start, model: Path, victim: int) -> None:
     cluster = start(Spec(ranks=3, models=folder_model(model))).wait_ready()
     body = cluster.body([5, 6, 7], 1000, stream=True)
