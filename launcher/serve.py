@@ -16,6 +16,7 @@ import server.logs
 from config import ConfigError, Settings, add_arguments, load, render
 from config.launcher import LOGS_OFF, LauncherConfig
 from launcher.admin import admin_routes
+from launcher.commands import COMMANDS
 from launcher.frontdoor import FrontDoor
 from launcher.hostfile import HostfileError, local_hostfile, read_hostfile
 from launcher.job import BACKENDS, GRACE, STARTING_PORT, JobError, JobSpec
@@ -42,7 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m launcher",
         description=__doc__,
-        epilog="Commands: status drain undrain plan lead restart doctor, each with --help.",
+        epilog=f"Commands: {' '.join(COMMANDS)}, each with --help.",
     )
     group = parser.add_argument_group("where it runs")
     where = group.add_mutually_exclusive_group()
