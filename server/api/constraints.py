@@ -7,6 +7,7 @@ with the name of the field, and never reaches a stage.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from server.api.tools.schemas import bounded_schema
 # A model that has begun to indent may go on for ever where any amount of white space is allowed.
 WHITE_SPACE = r"(\n[ \t]{0,40}| {0,2})"
 
+EMBEDDED = re.compile(r"%json\s*")
 ANY_OBJECT = {"type": "object"}
 OPTIONS = "x-guidance"  # where llguidance looks for options in a schema; not the client's to set
 
@@ -133,7 +135,7 @@ def _guided(body: GenerationBody) -> Iterator[Grammar]:
     if body.guided_choice is not None:
         yield _choice("guided_choice", body.guided_choice)
     if body.guided_grammar is not None:
-        yield Grammar("guided_grammar", "lark", body.guided_grammar)
+        yield _lark("guided_grammar", body.guided_grammar)
 
 
 def _structured_outputs(body: GenerationBody) -> Iterator[Grammar]:
@@ -147,7 +149,7 @@ def _structured_outputs(body: GenerationBody) -> Iterator[Grammar]:
     if asked.choice is not None:
         yield _choice(f"{prefix}.choice", asked.choice)
     if asked.grammar is not None:
-        yield Grammar(f"{prefix}.grammar", "lark", asked.grammar)
+        yield _lark(f"{prefix}.grammar", asked.grammar)
     if asked.json_object:
         text = schema_text(ANY_OBJECT, lenient=False)
         yield Grammar(f"{prefix}.json_object", "json_schema", text)
@@ -162,11 +164,26 @@ def _json(param: str, value: dict[str, Any] | str) -> Grammar:
             raise InvalidRequest(f"{param} is no valid JSON: {error}.", param=param) from error
     if not isinstance(schema, dict):
         raise InvalidRequest(f"{param} must be a JSON schema, an object.", param=param)
+    _check_schema(param, schema)
+    return Grammar(param, "json_schema", schema_text(schema, lenient=False))
+
+
+def _lark(param: str, text: str) -> Grammar:
+    """A Lark grammar; schemas inside it have the same bounds as others."""
+    for found in EMBEDDED.finditer(text):
+        try:
+            schema, _ = json.JSONDecoder().raw_decode(text, found.end())
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"{param}: no JSON follows %json.", param=param) from error
+        _check_schema(param, schema)
+    return Grammar(param, "lark", text)
+
+
+def _check_schema(param: str, schema: Any) -> None:
     try:
         bounded_schema(schema)
     except PydanticCustomError as error:
         raise InvalidRequest(f"{param}: {error.message()}.", param=param) from error
-    return Grammar(param, "json_schema", schema_text(schema, lenient=False))
 
 
 def _choice(param: str, choices: list[str]) -> Grammar:

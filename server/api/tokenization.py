@@ -46,18 +46,7 @@ async def tokenize(request: Request) -> Response:
     body = await asyncio.to_thread(parse, TokenizeBody, raw)
     service.note_unknown_fields(body.unknown_fields())
     model = _model(service, body.model)
-    tokens = await asyncio.to_thread(_tokens, body, model)
-    strings = None
-    if body.return_token_strs:
-        strings = [model.tokenizer.convert_ids_to_tokens(token) for token in tokens]
-    return json_response(
-        {
-            "count": len(tokens),
-            "max_model_len": model.max_model_len,
-            "tokens": tokens,
-            "token_strs": strings,
-        }
-    )
+    return await asyncio.to_thread(_tokenized, body, model)
 
 
 async def detokenize(request: Request) -> Response:
@@ -67,9 +56,7 @@ async def detokenize(request: Request) -> Response:
     body = await asyncio.to_thread(parse, DetokenizeBody, raw)
     service.note_unknown_fields(body.unknown_fields())
     model = _model(service, body.model)
-    params.check_ids(body.tokens, model, "tokens")
-    text = await asyncio.to_thread(model.tokenizer.decode, body.tokens)
-    return json_response({"prompt": text})
+    return await asyncio.to_thread(_detokenized, body, model)
 
 
 async def embeddings(request: Request) -> Response:
@@ -85,6 +72,29 @@ def _model(service: Service, name: str | None) -> ServedModel:
         name = service.model.id
     model, _ = service.serving(name or "")
     return model
+
+
+# In threads: a body may hold millions of tokens, for which nobody else is to wait.
+
+
+def _tokenized(body: TokenizeBody, model: ServedModel) -> Response:
+    tokens = _tokens(body, model)
+    strings = None
+    if body.return_token_strs:
+        strings = [model.tokenizer.convert_ids_to_tokens(token) for token in tokens]
+    return json_response(
+        {
+            "count": len(tokens),
+            "max_model_len": model.max_model_len,
+            "tokens": tokens,
+            "token_strs": strings,
+        }
+    )
+
+
+def _detokenized(body: DetokenizeBody, model: ServedModel) -> Response:
+    params.check_ids(body.tokens, model, "tokens")
+    return json_response({"prompt": model.tokenizer.decode(body.tokens)})
 
 
 def _tokens(body: TokenizeBody, model: ServedModel) -> list[int]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from decimal import Decimal
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, StrictBool, StrictStr
@@ -15,6 +18,8 @@ MAX_TOOLS = 128
 MAX_CALLS = 128  # of one assistant message
 MAX_SCHEMA_CHARS = 64 << 10
 MAX_SCHEMA_DEPTH = 32
+MAX_STATES = 10_000  # compiled in tenths of a second; the engine's own limits don't count them
+COMBINING = frozenset(("allOf", "anyOf", "oneOf", "$ref"))
 
 
 def bounded_schema(value: dict[str, Any]) -> dict[str, Any]:
@@ -27,7 +32,42 @@ def bounded_schema(value: dict[str, Any]) -> dict[str, Any]:
         raise PydanticCustomError(
             "bad_value", f"the schema has more than {MAX_SCHEMA_CHARS} characters"
         )
+    if most_states(value) > MAX_STATES:
+        raise PydanticCustomError(
+            "bad_value",
+            f"multipleOf: numbers with more than {MAX_STATES} remainders can't be enforced, one by one or "
+            "combined",
+        )
     return value
+
+
+def most_states(schema: dict[str, Any]) -> int:
+    """How many remainders a number can have by the keyword multipleOf, each a state of its automaton.
+
+    Where schemas are combined, all of it may hold for one number.
+    """
+    found = list(_keywords(schema))
+    values = [v for k, v in found if k == "multipleOf" and type(v) in (int, float)]
+    numbers = [Decimal(str(v)).normalize() for v in values if math.isfinite(v) and v > 0]
+    if not numbers:
+        return 0
+    if COMBINING.isdisjoint(key for key, _ in found):
+        return max(_whole([number])[0] for number in numbers)
+    return math.lcm(*_whole(numbers))
+
+
+def _whole(numbers: list[Decimal]) -> list[int]:
+    """As multiples of the finest decimal place of any."""
+    places = max(-int(number.as_tuple().exponent) for number in numbers)
+    return [int(Fraction(number) * 10 ** max(0, places)) for number in numbers]
+
+
+def _keywords(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        yield from value.items()
+        value = list(value.values())
+    for each in value if isinstance(value, list) else ():
+        yield from _keywords(each)
 
 
 def _depth_exceeds(value: Any, levels: int) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from pipeline.errors import ConstraintRefused
 from pipeline.request import Constraint
 from server.api.service import Service
+from server.api.tools.schemas import MAX_STATES, most_states
 from tests.server.api.conftest import Client, events
 from tests.server.api.fakes import END, TOKENIZER, FakeEngine, Script, ids
 
@@ -130,3 +131,38 @@ def test_a_constraint_that_fails_later_is_the_requests_error(
     engine.script = Script(ids("h"), error=ConstraintRefused("no"))
     *_, last = events(client.chat(guided_regex="a+", stream=True))
     assert last["error"]["code"] == "constraint_failed"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 99_999_989},
+        {"type": "number", "multipleOf": 0.123456789},
+        {"allOf": [{"type": "integer", "multipleOf": prime} for prime in (97, 89, 83)]},
+        {"multipleOf": 7, "anyOf": [{"type": "number", "multipleOf": 1e-8}]},
+    ],
+)
+@pytest.mark.parametrize("form", ["response_format", "guided_json", "guided_grammar"])
+def test_a_number_with_more_remainders_than_can_be_compiled_is_refused(
+    client: Client, schema: dict[str, Any], form: str
+) -> None:
+    """Each is a state of an automaton: a hundred million would keep rank 0 busy for hours."""
+    forms = {
+        "response_format": json_format(schema),
+        "guided_json": {"guided_json": schema},
+        "guided_grammar": {"guided_grammar": f"start: %json\n{json.dumps(schema)}\n"},
+    }
+    answer = client.chat(**forms[form])
+    assert answer.status_code == 400
+    assert "multipleOf" in answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"].startswith(form)
+
+
+def test_what_follows_json_in_a_grammar_is_json(client: Client) -> None:
+    answer = client.complete(guided_grammar='start: %json // {"a": 1}\n{}')
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "guided_grammar")
+
+
+@pytest.mark.parametrize("step", [1, 0.01, 2.5, 1000, 9973])
+def test_usual_steps_are_followed(step: float) -> None:
+    assert 0 < most_states({"properties": {"a": {"multipleOf": step}}}) <= MAX_STATES
