@@ -1,0 +1,177 @@
+"""What `top` shows of what it saw, and that it follows a cluster that goes away."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx
+import pytest
+from rich.console import Console
+
+from launcher.commands import top
+from launcher.commands.top_view import Seen, screen
+from launcher.commands.watcher import Watcher
+
+
+def node(rank: int, name: str) -> dict[str, Any]:
+    return {
+        "rank": rank,
+        "node": name,
+        "leader": rank == 0,
+        "layers": {"first": 10 * rank, "last": 10 * rank + 9, "count": 10},
+        "state": "ready",
+        "heartbeat_age_s": 0.25,
+        "load": 0.5,
+        "gpu_memory": {"active_bytes": 3_000_000_000},
+        "resources": {
+            "memory_used": 8e9,
+            "memory_total": 16e9,
+            "cpu_percent": 12.0,
+            "temperature_c": 51,
+        },
+    }
+
+
+PICTURE: dict[str, Any] = {
+    "name": "home",
+    "model": "tiny",
+    "epoch": 77,
+    "size": 2,
+    "status": "ok",
+    "reason": "",
+    "uptime_s": 5,
+    "leader": {"rank": 0, "node": "mini1"},
+    "nodes": [node(0, "mini1"), node(1, "mini2")],
+    "tokens_per_s": {"generated": 41.5, "prompt": None},
+    "queue": {"running": 1, "waiting": 2},
+    "time_to_first_token_s": {"p50": 0.2, "p95": 1.5},
+    "requests": [
+        {"id": "[red]req", "principal": "Ann", "state": "decode", "prompt_tokens": 7, "output_tokens": 3,
+         "max_tokens": 9, "age_s": 1.5}
+    ],
+    "alerts": [{"message": "disk_percent of mini2 (rank 1) is 97"}],
+}  # fmt: skip
+
+
+def known(name: str, rank: int | None, **more: Any) -> dict[str, Any]:
+    state = "ready" if rank is not None else "out"
+    return {"name": name, "rank": rank, "state": state, "layers": None, "heartbeat_age_s": None,
+            "reachable": True, "why": None, "held_for_s": None, "failures": 0, **more}  # fmt: skip
+
+
+STATUS: dict[str, Any] = {
+    "cluster": "home",
+    "state": "serving",
+    "reason": "",
+    "draining": False,
+    "epoch": 4,
+    "uptime_s": 7300,
+    "leader": "mini1",
+    "nodes": [
+        known("mini1", 0),
+        known("mini2", 1),
+        known("master", None, held_for_s=12.0, failures=2),
+    ],
+    "recoveries": [
+        {"epoch": 4, "reason": "[ring] is gone", "leader": "mini1", "nodes": 2, "total_s": 3.5}
+    ],
+    "recoveries_total": 1,
+}
+
+
+def text(seen: Seen) -> str:
+    console = Console(width=160, markup=False, highlight=False, color_system=None)
+    with console.capture() as captured:
+        console.print(screen(seen))
+    return captured.get()
+
+
+def test_everything_is_shown_without_colour_and_no_text_is_taken_for_markup() -> None:
+    shown = text(Seen(PICTURE, STATUS, live=True))
+    for words in (
+        "home: ok, tiny on 2 nodes, mini1 leads, epoch 4, up 2 h 1 min",
+        "41.5 tokens/s",
+        "running 1, waiting 2",
+        "* mini1",
+        "3.0 GB",
+        "8.0 GB/16.0 GB",
+        "51 °C",
+        "kept out for 12 s, failed 2 times",
+        "[red]req",
+        "alert: disk_percent",
+        "epoch 4 after 3.5 s: [ring] is gone; mini1 leads 2 nodes",
+    ):
+        assert words in shown, shown
+    assert "\x1b" not in shown
+
+
+def test_a_failover_is_told_and_old_figures_are_not() -> None:
+    waiting = {**STATUS, "state": "waiting", "reason": "mini2 is dead"}
+    shown = text(Seen(PICTURE, waiting, live=False))
+    assert "home: waiting, mini2 is dead" in shown
+    assert "51 °C" not in shown
+
+
+def test_without_a_launcher_rank_0_tells_all() -> None:
+    assert "epoch 77" in text(Seen(PICTURE, None, live=True))
+
+
+class Gateway(BaseHTTPRequestHandler):
+    """Answers as a cluster; its stream ends after each picture, as in a failover."""
+
+    launcher = True
+
+    def do_GET(self) -> None:
+        if self.path == "/admin/status" and self.launcher:
+            self._answer(200, json.dumps(STATUS))
+        elif self.path == "/v1/cluster/events":
+            self._answer(200, f": ping\n\ndata: {json.dumps(PICTURE)}\n\n")
+        else:
+            self._answer(404, '{"error": {"message": "Not Found."}}')
+
+    def _answer(self, status: int, body: str) -> None:
+        self.send_response(status)
+        self.send_header("content-length", str(len(body.encode())))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture(params=[True, False], ids=["launcher", "bare"])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    handler = type("Handler", (Gateway,), {"launcher": request.param})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_once(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert top.run(["--once", "--url", url]) == 0
+    assert "mini1 leads" in capsys.readouterr().out
+
+
+def test_it_asks_again_after_a_stream_has_ended(url: str) -> None:
+    again = threading.Event()
+    seen: list[Any] = []
+
+    class Counted(Watcher):
+        def _note(self, **changes: Any) -> None:
+            super()._note(**changes)
+            seen.extend(["picture"] if "picture" in changes else [])
+            if len(seen) > 1:
+                again.set()
+
+    with httpx.Client(base_url=url, trust_env=False) as client, Counted(client).running():
+        assert again.wait(60)
+
+
+def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert top.run(["--once", "--url", "http://127.0.0.1:1"]) == 1
+    assert "error: http://127.0.0.1:1: " in capsys.readouterr().err
