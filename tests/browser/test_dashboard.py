@@ -26,6 +26,7 @@ from screenshot_dashboard import SHOTS, browser, chromium, opened  # noqa: E402
 DEADLINE_MS = 45_000
 # What Chromium itself writes when a request is refused or cut off, as it is while a cluster recovers.
 OF_THE_NETWORK = re.compile(r"Failed to load resource|net::ERR_")
+TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
 
 expect.set_options(timeout=DEADLINE_MS)
@@ -35,6 +36,7 @@ expect.set_options(timeout=DEADLINE_MS)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("dashboard")
     model = make_folder(folder / "model", "qwen3_moe")
+    (model / "chat_template.jinja").write_text(TEMPLATE)
     made = Cluster(folder, model, environment({}), ())
     try:
         made.start()
