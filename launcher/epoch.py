@@ -89,8 +89,8 @@ class RunningEpoch:
         """Ask rank 0 once."""
         report = await probe.ask(self.leader)
         now = time.monotonic()
-        if self.ended:
-            return
+        if self.ended or self.asked_to_stop:
+            return  # its ports close before it has ended, which is nobody's fault
         if report is None:
             self.watch.silent(now)
         elif [rank.node for rank in report.ranks] == list(self.order)[: len(report.ranks)]:
