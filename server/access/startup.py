@@ -108,7 +108,7 @@ def protect(config: Config, listening: Iterable[str], neighbours: Iterable[str] 
             Limiter(settings.limits, places),
             audit,
             pages=pages,
-            supervised=config.launcher.supervised,
+            supervised=config.launcher.supervised or settings.front_door is not None,
         ),
         Guard(policy, pages=pages),
         AccessInterceptor(policy, verifier, audit),
