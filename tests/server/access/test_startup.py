@@ -96,3 +96,17 @@ def test_neighbours_and_the_launcher_are_trusted_hops(tmp_path: Path) -> None:
     for trusted in ("192.168.1.11", "127.0.0.1", "192.168.1.20"):
         assert ipaddress.ip_address(trusted) in policy.trusted
     assert ipaddress.ip_address("192.168.1.21") not in policy.trusted
+
+
+@pytest.mark.parametrize(
+    ("setting", "believed"),
+    [
+        ("launcher.supervised=false", False),
+        ("launcher.supervised=true", True),
+        ("access.front_door=10.0.0.9", True),
+    ],
+)
+def test_only_where_a_launcher_is_known_is_it_believed(
+    tmp_path: Path, setting: str, believed: bool
+) -> None:
+    assert protect(config(tmp_path, setting), LOOPBACK).guard.supervised is believed
