@@ -36,15 +36,14 @@ from pipeline.frames import Loaded
 from pipeline.joining import join, listen
 from pipeline.link import KeepAlive, Links
 from pipeline.meeting import Meeting, agree, meet, place_layers
-from pipeline.plan import LayerRange, Plan
-from pipeline.plan.resources import prefill_chunk, this_node
+from pipeline.placement import Placement, kv_capacity, limits_of
+from pipeline.plan.resources import this_node
 from pipeline.ring import Ring, RingTunnel, check_early_receive
 from pipeline.sampler import Sampler
 from pipeline.sampling.grammar import Grammars, read_vocabulary
-from pipeline.scheduler import Limits, Scheduler
+from pipeline.scheduler import Scheduler
 from pipeline.security import LinkSecurity
-from pipeline.served_model import max_model_len, open_checkpoint
-from pipeline.split import cut_limit
+from pipeline.served_model import open_checkpoint
 from pipeline.timeline import Timeline
 from pipeline.worker import Worker
 
@@ -55,12 +54,6 @@ LOAD_TIMEOUT = 24 * 3600.0
 
 PORTS_TIMEOUT = 30.0  # seconds; binding takes none
 
-DEFAULT_PREFIX_TOKENS = 1 << 16
-"""Tokens of finished sequences that are kept where nobody knows what a token takes."""
-
-PREFIXES, STATEFUL_PREFIXES = 1024, 16
-"""Finished sequences that are kept; few where each has a state whose size is not in its tokens."""
-
 
 class Phase(Enum):
     """How far a rank has come."""
@@ -69,30 +62,6 @@ class Phase(Enum):
     LOADING = "loading"
     READY = "ready"
     ENDED = "ended"
-
-
-@dataclass(frozen=True)
-class Placement:
-    """What this rank holds, as planned before loading."""
-
-    meeting: Meeting
-    checkpoint: Checkpoint
-    plan: Plan
-
-    @property
-    def layers(self) -> LayerRange:
-        """The layers of this rank, half-open."""
-        return self.plan.ranges[self.meeting.rank]
-
-    @property
-    def memory_bytes(self) -> int:
-        """What weights and caches of this rank may take."""
-        return self.meeting.memory_bytes(self.meeting.rank)
-
-    @property
-    def last(self) -> bool:
-        """Whether this rank samples."""
-        return self.meeting.rank == self.meeting.size - 1
 
 
 @dataclass(frozen=True)
@@ -307,9 +276,11 @@ class Rank:
             placement.memory_bytes,
             network.early_receive,
         )
-        kv_tokens = self._agree_on_loaded(ring, self._kv_tokens(placement))
+        kv_tokens = self._agree_on_loaded(
+            ring, kv_capacity(self.config, placement, self.parameter_bytes)
+        )
         if ring.rank == 0:
-            limits = self._limits(placement, kv_tokens)
+            limits = limits_of(self.config, placement, kv_tokens)
             self._engine = Engine(Scheduler(limits), self.worker, self._links, timeout)
         self.phase, self.activity = Phase.READY, "serving"
         self.loaded.set_result(self._engine)
@@ -360,45 +331,6 @@ class Rank:
             log.error("the timeline could not be written", folder=str(folder), reason=str(error))
         else:
             log.info("timeline written", path=str(path))
-
-    def _kv_tokens(self, placement: Placement) -> int | None:
-        """Cache entries for which this node has memory; None where the architecture hides their size."""
-        costs, layers = placement.checkpoint.costs(), placement.layers
-        if costs.kv_bytes_per_token is None:
-            return None
-        per_token = sum(costs.kv_bytes_per_token[layers.start : layers.end])
-        if per_token == 0:
-            return None
-        free = placement.memory_bytes - self.parameter_bytes
-        return max(0, int(free * self.config.scheduler.kv_memory_share)) // per_token
-
-    def _limits(self, placement: Placement, kv_tokens: int | None) -> Limits:
-        scheduler, gateway = self.config.scheduler, self.config.api_gateway
-        blueprint = placement.checkpoint.blueprint()
-        limit = cut_limit(blueprint.caches)
-        return Limits(
-            stages=placement.meeting.size,
-            max_requests=gateway.max_concurrent_requests,
-            max_running=gateway.max_concurrent_requests,
-            max_group=scheduler.max_batch_size,
-            batchable=blueprint.batchable,
-            prefill_chunk=prefill_chunk(scheduler.prefill_chunk_tokens),
-            fixed_chunk=scheduler.prefill_chunk_tokens is not None,
-            context=max_model_len(self.config, placement.checkpoint),
-            kv_tokens=kv_tokens,
-            groups=scheduler.groups,
-            inter_token=scheduler.inter_token_bound,
-            loops=blueprint.passes,
-            prefix_tokens=self._prefix_tokens(kv_tokens),
-            prefix_sequences=STATEFUL_PREFIXES if limit == 0 else PREFIXES,
-            cut_limit=limit,
-        )
-
-    def _prefix_tokens(self, kv_tokens: int | None) -> int:
-        configured = self.config.scheduler.prefix_cache_tokens
-        if configured is not None:
-            return configured
-        return DEFAULT_PREFIX_TOKENS if kv_tokens is None else kv_tokens // 2
 
     def _on_progress(self, what: str, done: int, total: int) -> None:
         if self._stopping.is_set():

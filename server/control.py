@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 from config import Config
 from config.keys import format_key
-from pipeline.rank import Phase, Placement, Rank
+from pipeline.placement import Placement
+from pipeline.rank import Phase, Rank
 from pipeline.worker import WorkerStats
 from server.rpc.errors import BindError
 from server.rpc.records import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from config import Settings
 from pipeline.engine import Engine
-from pipeline.rank import Placement
+from pipeline.placement import Placement
 from server.access.errors import AccessError
 from server.access.middleware import Guard
 from server.access.startup import open_access

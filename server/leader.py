@@ -16,8 +16,8 @@ import pipeline.engine_stats
 from config import DEMO, Config, Settings
 from pipeline.engine import Engine
 from pipeline.errors import LinkTimeout
+from pipeline.placement import Placement
 from pipeline.plan.resources import prefill_chunk
-from pipeline.rank import Placement
 from pipeline.request import GenerationRequest, SamplingParams
 from pipeline.scheduler import Scheduler
 from server.access.errors import AccessError

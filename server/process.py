@@ -22,7 +22,8 @@ import structlog
 from config import Settings
 from pipeline.engine import Engine
 from pipeline.errors import LinkClosed, LinkTimeout, ModelError
-from pipeline.rank import Phase, Placement, Rank
+from pipeline.placement import Placement
+from pipeline.rank import Phase, Rank
 from server import descriptors, garbage, logs
 from server.access.errors import AccessError
 from server.access.rpc import Credential, cluster_credential
