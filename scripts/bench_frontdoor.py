@@ -12,17 +12,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from bench_streams import active_streams, cpu_seconds, gateway
+from bench_streams import active_streams, cpu_seconds, listening
 from benchlib.options import new_parser, parse, positive, run, run_rounds, say
 from benchlib.ports import free_ports
 from benchlib.report import Column, table, write_json
@@ -42,24 +38,6 @@ COLUMNS = (
 )
 
 
-@contextmanager
-def front_door(port: int, upstream: int) -> Iterator[psutil.Process]:
-    """The front door's process, once it listens."""
-    command = [sys.executable, "-m", "benchlib.door", str(port), str(upstream)]
-    folder = Path(__file__).parent
-    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE) as process:
-        try:
-            assert process.stdout
-            for line in process.stdout:
-                if line == b"ready\n":
-                    break
-            else:
-                raise OSError(f"the front door ended with status {process.wait()}")
-            yield psutil.Process(process.pid)
-        finally:
-            process.kill()
-
-
 async def measure(
     args: argparse.Namespace, rank0: psutil.Process, door: psutil.Process, ports: list[int]
 ) -> list[dict[str, Any]]:
@@ -77,7 +55,10 @@ async def measure(
 
 def one_round(args: argparse.Namespace, number: int) -> list[dict[str, Any]]:
     ports = free_ports(2)
-    with gateway(ports[0]) as rank0, front_door(ports[1], ports[0]) as door:
+    with (
+        listening("gateway", "gateway", ports[0]) as rank0,
+        listening("front door", "door", ports[1], ports[0]) as door,
+    ):
         return asyncio.run(measure(args, rank0, door, ports))
 
 

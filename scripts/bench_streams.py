@@ -50,9 +50,9 @@ COLUMNS = (
 
 
 @contextmanager
-def gateway(port: int) -> Iterator[psutil.Process]:
-    """The gateway's process, once it listens."""
-    command = [sys.executable, "-m", "benchlib.gateway", str(port)]
+def listening(what: str, module: str, *ports: int) -> Iterator[psutil.Process]:
+    """The process of a module of benchlib, once it listens."""
+    command = [sys.executable, "-m", f"benchlib.{module}", *map(str, ports)]
     folder = Path(__file__).parent
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE) as process:
         try:
@@ -61,7 +61,7 @@ def gateway(port: int) -> Iterator[psutil.Process]:
                 if line == b"ready\n":
                     break
             else:
-                raise OSError(f"the gateway ended with status {process.wait()}")
+                raise OSError(f"the {what} ended with status {process.wait()}")
             yield psutil.Process(process.pid)
         finally:
             process.kill()
@@ -186,7 +186,7 @@ async def measure(
 
 def one_round(args: argparse.Namespace, number: int) -> list[dict[str, Any]]:
     [port] = free_ports(1)
-    with gateway(port) as process:
+    with listening("gateway", "gateway", port) as process:
         return asyncio.run(measure(args, process, port))
 
 
