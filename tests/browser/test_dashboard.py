@@ -23,7 +23,7 @@ from playwright.sync_api import Browser, Page, expect  # noqa: E402
 
 from screenshot_dashboard import SHOTS, browser, chromium, opened  # noqa: E402
 
-DEADLINE_MS = 45_000
+DEADLINE_MS = 180_000
 # What Chromium itself writes when a request is refused or cut off, as it is while a cluster recovers.
 OF_THE_NETWORK = re.compile(r"Failed to load resource|net::ERR_")
 TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
