@@ -20,7 +20,8 @@ from tests.cluster.conftest import Start
 from tests.cluster.harness import ANSWER_DEADLINE, HOST, Cluster, Spec, folder_model
 from tests.cluster.tiny import make_folder
 
-TOKENS = 40
+TOKENS = 120
+BEGUN = 3  # events of a stream after which it is in the middle
 PROMPTS = [[5, 6, 7, 8], [9, 10, 11], [12, 13, 14, 15, 16]]
 
 
@@ -91,24 +92,29 @@ def test_a_killed_rank_is_not_seen(tiny: Spec, start: Start, victim: int) -> Non
             door.leader_changed(leader(first, 1))
             url = "http://{}:{}".format(*door.address)
             async with httpx.AsyncClient(base_url=url, timeout=ANSWER_DEADLINE) as client:
-                answers = [
-                    asyncio.create_task(client.post("/v1/completions", json=body)) for body in asked
+                begun = asyncio.Event()
+                answers = [asyncio.create_task(streamed(client, asked[0], begun))]
+                answers += [
+                    asyncio.create_task(client.post("/v1/completions", json=body))
+                    for body in asked[1:]
                 ]
-                await some_tokens(client)
+                await begun.wait()
                 os.kill(first.pids[victim], signal.SIGKILL)
                 door.leader_changed(None, "a rank has died")
                 door.leader_changed(leader(second, 2))
                 return await asyncio.gather(*answers), door.stats()
 
-    async def some_tokens(client: httpx.AsyncClient) -> None:
-        """One more stream, to know that tokens come."""
-        async with client.stream(
-            "POST", "/v1/completions", json=first.body([20, 21], 8, stream=True)
-        ) as stream:
-            lines = stream.aiter_lines()
-            async for line in lines:
-                if line.startswith("data: "):
-                    return
+    async def streamed(
+        client: httpx.AsyncClient, body: dict[str, Any], begun: asyncio.Event
+    ) -> httpx.Response:
+        """The whole answer to `body`, a stream; `begun` is set when some of its tokens are here."""
+        lines = []
+        async with client.stream("POST", "/v1/completions", json=body) as stream:
+            async for line in stream.aiter_lines():
+                lines.append(line)
+                if len(lines) >= 2 * BEGUN:  # each event and an empty line
+                    begun.set()
+        return httpx.Response(stream.status_code, text="\n".join(lines))
 
     answers, stats = asyncio.run(asyncio.wait_for(run(), ANSWER_DEADLINE))
     assert [texts(answer) for answer in answers] == expected
