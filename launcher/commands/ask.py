@@ -49,7 +49,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     method = "GET" if name == "status" else "POST"
     try:
         answer = _request(method, f"{base}/admin/{name}", body, config.tls)
-    except _Refused as error:
+    except Refused as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     with contextlib.suppress(BrokenPipeError):  # whoever reads has seen enough
@@ -57,7 +57,7 @@ def run(name: str, arguments: Sequence[str]) -> int:
     return 0
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """One sentence."""
 
 
@@ -71,10 +71,23 @@ def address_of(config: Config) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host and host[0] != '[' else host}:{gateway.port}"
 
 
+def client_for(tls: TlsConfig, **options: Any) -> httpx.Client:
+    """A client of the gateway: with the key, believing what the cluster's CA has signed.  Raises Refused."""
+    key = os.environ.get(KEY_VARIABLE)
+    context, name = _trust(tls)
+    return httpx.Client(
+        headers={"authorization": f"Bearer {key}"} if key else {},
+        verify=context,
+        trust_env=False,
+        event_hooks={"request": [lambda request: request.extensions.update(name)]},
+        **options,
+    )
+
+
 def _trust(tls: TlsConfig) -> tuple[ssl.SSLContext, dict[str, str]]:
     """Whom to believe, and under which name; a certificate of the cluster's CA holds for any address.
 
-    Raises _Refused.
+    Raises Refused.
     """
     if tls.gateway.mode != "own":
         return ssl.create_default_context(), {}
@@ -82,26 +95,24 @@ def _trust(tls: TlsConfig) -> tuple[ssl.SSLContext, dict[str, str]]:
     try:
         context = ssl.create_default_context(cafile=ca)
     except OSError as error:
-        raise _Refused(f"tls.cluster.ca = {ca}: can't be used: {error}") from error
+        raise Refused(f"tls.cluster.ca = {ca}: can't be used: {error}") from error
     return context, {"sni_hostname": Identity(Kind.GATEWAY, GATEWAY).dns_name}
 
 
 def _request(method: str, url: str, body: dict[str, Any] | None, tls: TlsConfig) -> dict[str, Any]:
-    """The document that the launcher answers with.  Raises _Refused."""
-    key = os.environ.get(KEY_VARIABLE)
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    context, name = _trust(tls)
+    """The document that the launcher answers with.  Raises Refused."""
     try:
-        with httpx.Client(verify=context, timeout=TIMEOUT, trust_env=False) as client:
-            response = client.request(method, url, json=body, headers=headers, extensions=name)
+        with client_for(tls, timeout=TIMEOUT) as client:
+            response = client.request(method, url, json=body)
         answer = response.json()
     except (httpx.HTTPError, ssl.SSLError) as error:
-        raise _Refused(f"no launcher answers at {url}: {error or type(error).__name__}") from error
+        raise Refused(f"no launcher answers at {url}: {error or type(error).__name__}") from error
     except ValueError:
-        raise _Refused(f"{url} answers with something that is no JSON") from None
+        raise Refused(f"{url} answers with something that is no JSON") from None
     if response.is_error:
         message = answer.get("error", {}).get("message") if isinstance(answer, dict) else None
-        hint = f" (set ${KEY_VARIABLE})" if response.status_code == 401 and not key else ""
-        raise _Refused(f"{message or f'status {response.status_code}'}{hint}")
+        keyless = KEY_VARIABLE not in os.environ
+        hint = f" (set ${KEY_VARIABLE})" if response.status_code == 401 and keyless else ""
+        raise Refused(f"{message or f'status {response.status_code}'}{hint}")
     found: dict[str, Any] = answer
     return found

@@ -9,12 +9,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import httpx
 from rich.console import Console
 from rich.live import Live
 
 from config import ConfigError, add_arguments, from_arguments
-from launcher.commands.ask import KEY_VARIABLE, address_of
+from launcher.commands.ask import KEY_VARIABLE, Refused, address_of, client_for
 from launcher.commands.top_view import Seen, screen
 from launcher.commands.watcher import Watcher
 
@@ -39,11 +38,13 @@ def run(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     url = args.url.rstrip("/") if args.url else address_of(config)
-    key = os.environ.get(KEY_VARIABLE)
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, headers=headers, trust_env=False) as client:
-        watcher = Watcher(client)
-        return _once(watcher, url) if args.once else _live(watcher)
+    try:
+        with client_for(config.tls, base_url=url) as client:
+            watcher = Watcher(client)
+            return _once(watcher, url) if args.once else _live(watcher)
+    except Refused as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 def _once(watcher: Watcher, url: str) -> int:
