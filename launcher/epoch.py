@@ -11,11 +11,13 @@ from launcher.decide import Cause, Epoch, Phase
 from launcher.hostfile import HostfileError
 from launcher.job import Job, JobError, JobSpec, Relay
 from launcher.nodes import Member
-from launcher.outcome import Outcome
+from launcher.outcome import CONSEQUENCES, Outcome
 from launcher.probe import HealthProbe
 from launcher.watch import Fault, RankView, Watch, WishView
+from server import exit_status
 
-EXIT_TOO_FEW = 4  # of a rank, as server.__main__ has it: the model does not fit on these nodes
+# The end of a rank that can do nothing for it.
+BLAMELESS = (*CONSEQUENCES, exit_status.TOO_FEW)
 
 
 @dataclass
@@ -122,7 +124,7 @@ class RunningEpoch:
         if self.asked_to_stop and self.watch.fault is None:
             return Cause.STOPPED
         failure = self.outcome.first_failure if self.outcome is not None else None
-        if failure is not None and failure.code == EXIT_TOO_FEW:
+        if failure is not None and failure.code == exit_status.TOO_FEW:
             return Cause.TOO_FEW
         return Cause.NEVER_STARTED if self.times.ready is None else Cause.DIED
 
@@ -134,7 +136,7 @@ class RunningEpoch:
         assert self.outcome is not None, "it has ended"
         reason = "; ".join(self.outcome.reasons) or "the ranks have ended"
         failure = self.outcome.first_failure
-        if failure is None or failure.code == EXIT_TOO_FEW:
+        if failure is None or failure.code in BLAMELESS:
             return Fault(reason)
         return Fault(reason, self.order[failure.rank] if failure.rank < len(self.order) else None)
 

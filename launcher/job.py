@@ -43,7 +43,9 @@ KILL_MARGIN = 5.0  # seconds for mlx.launch to end its ranks by force, before th
 LAST_WORDS = 3.0  # seconds from a rank's fatal line to its exit; MPI may block in finalize forever
 # Once the ranks have served, nobody needs their orderly end after a failure:
 LAST_LINES = 0.3  # seconds for the lines of a rank that has ended
-RING_FATE_SECONDS = 1.0  # from a rank's fatal line until mlx.launch has told of the end of one
+RING_FATE_SECONDS = (
+    1.0  # from a rank's fatal line until mlx.launch has told which one ended by itself
+)
 POLL = 1.0  # seconds; bounds how late the end of mlx.launch is seen if a rank holds its pipes open
 
 Relay = Callable[[str, bool], None]
@@ -227,10 +229,11 @@ class Job:
 
     def _kill_after_failure(self) -> None:
         """Not this instant: which rank failed first, and why, comes within the next lines."""
-        if self._transcript.failures:
+        if self._transcript.culprit is not None:
             self._kill_within(LAST_LINES)
-        elif self._transcript.has_failed:
-            # mpirun tells of a rank that was killed when it has ended the others.
+        elif self._transcript.failures or self._transcript.has_failed:
+            # A neighbour's end may be told before that of the rank it lost. mpirun tells of a rank that was
+            # killed when it has ended the others.
             self._kill_within(LAST_WORDS if self._spec.backend == "mpi" else RING_FATE_SECONDS)
 
     def _kill_within(self, seconds: float) -> None:

@@ -29,6 +29,7 @@ from mlx._distributed_utils import launch
 from launcher.session import kill_session, members, signal_session
 
 REMOTE_KILL_TIMEOUT = 5.0  # seconds; an unreachable host would hold up ssh for minutes
+END_PAUSE = 0.05  # seconds; between two looks whether a rank that has closed its output has ended
 ASK_PAUSE = 0.2  # seconds; between two looks for ranks that were just being started
 
 
@@ -86,7 +87,12 @@ def _tell_unconfirmed(command: str, done: subprocess.CompletedProcess[str]) -> N
 def wait_readable(
     reading: Sequence[int], writing: Sequence[int], exceptional: Sequence[int], timeout: float
 ) -> tuple[list[int], list[int], list[int]]:
-    """`select.select` for mlx.launch's loops, without the pipes to the ranks: nobody types to them."""
+    """`select.select` for mlx.launch's loops, without the pipes to the ranks: nobody types to them.
+
+    A rank's output closes an instant before it can be waited for: mlx.launch would look again a second later.
+    """
+    if not reading:
+        timeout = min(timeout, END_PAUSE)
     return select.select(reading, [], exceptional, timeout)
 
 

@@ -11,16 +11,20 @@ import re
 import signal
 from dataclasses import dataclass, field
 
+from server import exit_status
+
 LAST_WORDS = re.compile(r"(?P<kind>fatal|lost): (?P<sentence>\S.*)")
 UNRESPONSIVE = re.compile(r"unresponsive: (?P<sentence>\S.*)")  # said by launcher.mlx_launch
 RING_FATE = re.compile(
-    r"Node with rank (?P<rank>\d+) (?:exited with code (?P<code>-?\d+)|was killed)"
+    r"Node with rank (?P<rank>\d+) (?:exited with code (?P<code>-?\d+)|was killed)"  # by mlx.launch
 )
 MPI_RANK = re.compile(r"Process name: \[.*,(?P<rank>\d+)\]")
 MPI_CODE = re.compile(r"Exit code: +(?P<code>\d+)")
 MPI_SIGNAL = re.compile(r"process rank (?P<rank>\d+) .*exited on signal (?P<signal>\d+)")
 
 ERROR_STATUS = 1
+# Of ranks that end because of another one: their neighbour has gone, or mlx.launch has ended them.
+CONSEQUENCES = (exit_status.LOST, -signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class Outcome:
     """One finished job.
 
     `reasons` are sentences for the user, each once; empty when it ended well. `first_failure` is the
-    rank that failed first: mlx.launch then ends the others. `stopped` tells that it was asked to.
+    rank that failed first, mlx.launch then ends the others: the first that failed by itself, as a neighbour
+    may be seen to end before the rank whose end it noticed. `stopped` tells that it was asked to.
     """
 
     status: int
@@ -75,6 +80,11 @@ class Transcript:
         """Whether a rank has said that it gives up; its exit follows."""
         return bool(self.causes or self.consequences)
 
+    @property
+    def culprit(self) -> RankFailure | None:
+        """The first rank known to have ended by itself."""
+        return next((f for f in self.failures if f.code not in CONSEQUENCES), None)
+
     def feed(self, line: str) -> bool:
         """Take in one line; True when it is for the user to see now."""
         if line.startswith("{"):  # of a rank's log, which may quote what a client has sent
@@ -88,7 +98,7 @@ class Transcript:
             self.unresponsive.append(match["sentence"])
             return False
         if match := RING_FATE.search(line):
-            self._failed(int(match["rank"]), int(match["code"] or -signal.SIGKILL))
+            self._failed(int(match["rank"]), int(match["code"] or -signal.SIGTERM))
             return False
         self._feed_mpi(line)
         return True
@@ -108,15 +118,14 @@ class Transcript:
 
     def _why_lost(self, first: RankFailure | None) -> list[str]:
         """A rank that was killed can't say why, and what its neighbours lost by it says less."""
-        # SIGTERM is how mlx.launch ends the other ranks.
-        killed = first is not None and first.code < 0 and first.code != -signal.SIGTERM
+        killed = first is not None and first.code < 0 and first.code not in CONSEQUENCES
         if first is not None and (killed or not self.consequences):
             return [str(first)]
         return self.consequences[:1]
 
     def outcome(self, launch_status: int) -> Outcome:
         """The job's end, given the exit status of mlx.launch."""
-        first = self.failures[0] if self.failures else None
+        first = self.culprit or next(iter(self.failures), None)
         reasons = [*(self.causes or self._why_lost(first)), *self.unresponsive]
         if not reasons and launch_status and not self.stopping:
             reasons.append(f"mlx.launch {_fate(launch_status)}")

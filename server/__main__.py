@@ -9,26 +9,23 @@ import signal
 import sys
 
 from config import ConfigError, Settings, add_arguments, from_arguments, render
+from server import exit_status
 from server.closing import run_to_end, threads_hang
 
 MLX_LM_FILES = (
     4096  # the hard limit of open files that mlx-lm sets when it is imported, whatever it was
 )
 
-EXIT_STARTUP = 1  # configuration, model or ports: starting again does not help
-EXIT_TOO_FEW = 4  # the model does not fit on these nodes; with more of them it may
-EXIT_LOST = 3  # the ring broke or the engine failed after the start: starting again may help
-
 
 def main() -> int:
-    """Exit status: 0 after an orderly stop, else one of EXIT_... with the reason on stderr."""
+    """Exit status: 0 after an orderly stop, else one of `exit_status` with the reason on stderr."""
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
     add_arguments(parser)
     arguments = parser.parse_args()
     try:
         settings = from_arguments(arguments, os.environ)
     except ConfigError as error:
-        return _fatal(str(error), EXIT_STARTUP)
+        return _fatal(str(error), exit_status.STARTUP)
     if arguments.print_config:
         print(render(settings))
         return 0
@@ -43,7 +40,7 @@ def serve(settings: Settings) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     problem = _descriptors_problem()
     if problem:
-        return _fatal(problem, EXIT_STARTUP)
+        return _fatal(problem, exit_status.STARTUP)
     # Imported here: MLX and mlx-lm take a second to load, --print-config does not need them.
     from pipeline.errors import (
         ModelError,
@@ -66,7 +63,7 @@ def serve(settings: Settings) -> int:
     try:
         run_to_end(RankProcess(settings).run())
     except TooLittleMemory as error:
-        return _fatal(str(error), EXIT_TOO_FEW)
+        return _fatal(str(error), exit_status.TOO_FEW)
     except (
         ConfigError,
         ModelError,
@@ -76,12 +73,12 @@ def serve(settings: Settings) -> int:
         StartFailed,
         StartupFailed,
     ) as error:
-        return _fatal(str(error), EXIT_STARTUP)
+        return _fatal(str(error), exit_status.STARTUP)
     except (TransportError, CoordinatorError) as error:
         # A neighbour is gone: where it is known why, that rank says so itself.
-        return _fatal(str(error), EXIT_LOST, word="lost")
+        return _fatal(str(error), exit_status.LOST, word="lost")
     except PipelineError as error:
-        return _fatal(str(error), EXIT_LOST)
+        return _fatal(str(error), exit_status.ENGINE)
     return 0
 
 

@@ -27,9 +27,19 @@ def outcome_of(lines: list[str], status: int = 0, *, stopping_after: int | None 
         (["lost: rank 1 has gone", "fatal: no model x"], 0, Outcome(1, ("no model x",))),
         (["lost: rank 1 has gone"], 0, Outcome(1, ("rank 1 has gone",))),
         (
-            ["Node with rank 2 was killed"],
+            ["Node with rank 2 exited with code -9"],
             0,
             Outcome(1, ("rank 2 was killed by SIGKILL",), RankFailure(2, -9)),
+        ),
+        (  # a neighbour's end is told first
+            ["lost: rank 0 has gone", FAILED, "Node with rank 0 exited with code -9"],
+            0,
+            Outcome(1, ("rank 0 was killed by SIGKILL",), RankFailure(0, -9)),
+        ),
+        (  # mlx.launch says so of a remote rank that it has ended itself
+            [FAILED, "Node with rank 2 was killed", "Node with rank 0 exited with code 5"],
+            0,
+            Outcome(5, ("rank 0 exited with status 5",), RankFailure(0, 5)),
         ),
         (
             ["   Process name: [prterun-host-7613@1,1]", "   Exit code:    3"],
