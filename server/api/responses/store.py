@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from server.api.errors import ApiError
@@ -39,41 +39,74 @@ class Stored:
     owner: str  # nobody else sees it
 
 
+@dataclass
+class _Shelf:
+    """What one owner has in the store, the least recently used first."""
+
+    entries: OrderedDict[str, tuple[Stored, int]] = field(default_factory=OrderedDict)
+    bytes: int = 0
+
+    def drop(self, response_id: str) -> int:
+        """Forget a response; returns its size."""
+        _, size = self.entries.pop(response_id, (None, 0))
+        self.bytes -= size
+        return size
+
+
 class ResponseStore:
-    """Stored responses by id; the least recently used ones go first."""
+    """Stored responses by id.
+
+    When it is full, whoever takes up the largest share of it loses those that were used least recently: nobody
+    can push out what others have as long as they have less.
+    """
 
     def __init__(self, max_responses: int = MAX_RESPONSES, max_bytes: int = MAX_BYTES) -> None:
         self._max_responses, self._max_bytes = max_responses, max_bytes
-        self._entries: OrderedDict[str, tuple[Stored, int]] = OrderedDict()
+        self._shelves: dict[str, _Shelf] = {}
+        self._owners: dict[str, str] = {}  # by id of a response
         self.bytes = 0
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._owners)
 
     def put(self, response_id: str, stored: Stored) -> None:
         """Keep a response; one that alone exceeds the bounds is not kept, nor one in the place of another's."""
-        if response_id in self._entries and self._entries[response_id][0].owner != stored.owner:
+        if self._owners.get(response_id, stored.owner) != stored.owner:
             return
         self._drop(response_id)
         size = len(to_json([stored.document, stored.input_items, stored.messages]))
-        self._entries[response_id] = stored, size
+        if size > self._max_bytes:
+            return
+        shelf = self._shelves.setdefault(stored.owner, _Shelf())
+        shelf.entries[response_id] = stored, size
+        shelf.bytes += size
+        self._owners[response_id] = stored.owner
         self.bytes += size
         while len(self) > self._max_responses or self.bytes > self._max_bytes:
-            self._drop(next(iter(self._entries)))
+            largest = max(self._shelves.values(), key=self._share)
+            self._drop(next(iter(largest.entries)))
 
     def get(self, response_id: str, owner: str, param: str | None = None) -> Stored:
         """The response of this id.  Raises UnknownResponse, also for another's."""
-        entry = self._entries.get(response_id)
-        if entry is None or entry[0].owner != owner:
+        if self._owners.get(response_id) != owner:
             raise UnknownResponse(response_id, param)
-        self._entries.move_to_end(response_id)
-        return entry[0]
+        entries = self._shelves[owner].entries
+        entries.move_to_end(response_id)
+        return entries[response_id][0]
 
     def delete(self, response_id: str, owner: str) -> None:
         """Forget a response.  Raises UnknownResponse."""
         self.get(response_id, owner)
         self._drop(response_id)
 
+    def _share(self, shelf: _Shelf) -> float:
+        return max(len(shelf.entries) / self._max_responses, shelf.bytes / self._max_bytes)
+
     def _drop(self, response_id: str) -> None:
-        _, size = self._entries.pop(response_id, (None, 0))
-        self.bytes -= size
+        owner = self._owners.pop(response_id, None)
+        if owner is None:
+            return
+        shelf = self._shelves[owner]
+        self.bytes -= shelf.drop(response_id)
+        if not shelf.entries:
+            del self._shelves[owner]

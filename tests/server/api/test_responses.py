@@ -15,7 +15,6 @@ from pipeline.errors import EngineFault
 from pipeline.request import TokenLogprobs
 from server.api.app import create_app
 from server.api.responses.output import Output
-from server.api.responses.store import ResponseStore, Stored, UnknownResponse
 from tests.server.api.conftest import Client
 from tests.server.api.fakes import TOKENIZER, FakeEngine, Script, ids
 
@@ -341,42 +340,3 @@ def test_a_whole_message_gives_the_same_items() -> None:
     kinds = [item["type"] for item in output.items]
     assert kinds == ["reasoning", "message", "function_call", "function_call"]
     assert [item["call_id"] for item in output.items[2:]] == ["c1", "c2"]
-
-
-# the store
-
-
-def stored(text: str = "", owner: str = "me") -> Stored:
-    return Stored({"text": text}, [], [], owner)
-
-
-def test_the_store_forgets_what_was_used_least_recently() -> None:
-    store = ResponseStore(max_responses=2)
-    for name in ("a", "b"):
-        store.put(name, stored())
-    store.get("a", "me")
-    store.put("c", stored())
-    with pytest.raises(UnknownResponse):
-        store.get("b", "me")
-    assert len(store) == 2
-
-
-def test_the_store_is_bounded_in_bytes() -> None:
-    store = ResponseStore(max_bytes=1000)
-    for number in range(50):
-        store.put(str(number), stored("x" * 100))
-        assert store.bytes <= 1000
-    assert 0 < len(store) < 10
-    store.put("large", stored("x" * 1000))
-    assert (len(store), store.bytes) == (0, 0)
-
-
-def test_a_stored_response_is_its_owners() -> None:
-    store = ResponseStore()
-    store.put("a", stored())
-    with pytest.raises(UnknownResponse):
-        store.get("a", "you")
-    with pytest.raises(UnknownResponse):
-        store.delete("a", "you")
-    store.put("a", stored("again"))
-    assert store.get("a", "me").document == {"text": "again"}
