@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field
 from config.section import DYNAMIC, Section
 from config.values import Count, Flag, Port, Seconds, Size, Text
 
+_NAME = re.compile(r"[^\s/:*]+")
 _ORIGIN = re.compile(r"\*|https?://[^/\s*]+")
 
 
@@ -21,6 +22,13 @@ def _is_origin(text: str) -> str:
     return text
 
 
+def _is_name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError('should be a name of a host such as "llm.example.org", without a port')
+    return text
+
+
+HostName = Annotated[Text, AfterValidator(_is_name)]
 Origin = Annotated[Text, AfterValidator(_is_origin)]
 
 
@@ -44,6 +52,11 @@ class ApiGatewayConfig(Section):
         default=(),
         description='Origins of web pages that may call the API from a browser, "*" for any; '
         "empty: none may.",
+    )
+    host_names: tuple[HostName, ...] = Field(
+        default=("host.docker.internal",),
+        description="Names by which clients may call the API, besides addresses and localhost; looked at "
+        "only where no key is asked for and only this machine is served.",
     )
     model_autoswitch: Flag = Field(
         default=False,

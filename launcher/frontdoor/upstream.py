@@ -23,7 +23,6 @@ from server.tls.identity import node
 
 # Made anew for every attempt, or looked at already.
 _REPLACED = LOOKED_AT | {
-    b"host",
     b"content-length",
     b"accept-encoding",
     REQUEST_ID.encode(),

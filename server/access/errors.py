@@ -6,6 +6,7 @@ Refusal                  status, type, code, headers
 ├── InsufficientRole     403 insufficient_role
 ├── AddressRefused       403 ip_not_allowed
 ├── OriginRefused        403 origin_not_allowed
+├── HostRefused          421 host_not_allowed
 ├── UnknownRoute         404
 ├── WrongMethod          405, with Allow
 ├── RateLimited          429 rate_limit_exceeded, with Retry-After
@@ -77,6 +78,14 @@ class OriginRefused(Refusal):
     """A page in a browser that is none of this server's, where no key is asked for."""
 
     code = "origin_not_allowed"
+
+
+class HostRefused(Refusal):
+    """Called by a name that is none of this server's, where no key is asked for."""
+
+    status = 421
+    type = "invalid_request_error"
+    code = "host_not_allowed"
 
 
 class UnknownRoute(Refusal):

@@ -72,13 +72,22 @@ def protect_front_door(config: Config, neighbours: Iterable[str] = ()) -> tuple[
     """
     access = open_access(config.access, [config.api_gateway.host], neighbours)
     audit = open_audit(config.access.audit, FRONT_DOOR_SUFFIX)
-    guard = Guard(access.policy, audit=audit, only_refusals=True, pages=_pages(config))
+    guard = Guard(
+        access.policy,
+        audit=audit,
+        only_refusals=True,
+        pages=_pages(config, [config.api_gateway.host]),
+    )
     return guard, access.notice
 
 
-def _pages(config: Config) -> Pages:
-    origins = frozenset(config.api_gateway.cors_origins)
-    return Pages(origins, names=config.access.enabled is False)
+def _pages(config: Config, listening: Iterable[str]) -> Pages:
+    """Where others than this machine are served without a key, they call it by whatever name it has."""
+    gateway = config.api_gateway
+    names = None
+    if all(map(is_loopback, listening)):
+        names = frozenset(name.lower() for name in gateway.host_names)
+    return Pages(frozenset(gateway.cors_origins), names)
 
 
 @dataclass(frozen=True)
@@ -93,14 +102,14 @@ class Protection:
 
 def protect(config: Config, listening: Iterable[str], neighbours: Iterable[str] = ()) -> Protection:
     """All of rank 0's.  Raises what `open_access` raises, and AccessError without a secret that is needed."""
-    settings = config.access
+    settings, listening = config.access, tuple(listening)
     access = open_access(settings, listening, neighbours)
     policy = access.policy
     places = max(1, int(settings.queue_share * config.api_gateway.max_concurrent_requests))
     verifier = None
     if not policy.open:
         verifier = Verifier(read_secret(Path(settings.cluster_secret_file)))
-    pages = _pages(config)
+    pages = _pages(config, listening)
     audit = open_audit(settings.audit)
     return Protection(
         Guard(

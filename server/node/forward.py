@@ -31,8 +31,9 @@ from server.replay.records import HEADER as JOURNAL_HEADER
 log = structlog.get_logger(__name__)
 
 # Made anew: the whole body is sent at once, so its length is known.  No client asks for a journal: rank 0
-# believes what its neighbours tell of one.
-_REPLACED = frozenset((b"host", b"content-length", HEADER.encode(), JOURNAL_HEADER.encode()))
+# believes what its neighbours tell of one.  Host stays what it was: by it and by Origin rank 0 knows whose page
+# it is that asks.
+_REPLACED = frozenset((b"content-length", HEADER.encode(), JOURNAL_HEADER.encode()))
 
 
 @dataclass(frozen=True)

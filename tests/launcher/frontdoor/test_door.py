@@ -84,7 +84,7 @@ async def test_a_target_that_is_no_path_is_the_clients_fault() -> None:
         door.leader_changed(await rank0.start())
         reader, writer = await asyncio.open_connection(*door.address)
         writer.write(
-            b"POST /v1/chat/completions?# HTTP/1.1\r\nhost: a\r\nconnection: close\r\n"
+            b"POST /v1/chat/completions?# HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
             b"content-length: 2\r\n\r\n{}"
         )
         answer = await asyncio.wait_for(reader.read(), DEADLINE_S)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from config import Config, load
+from config import Config, ConfigError, load
 from server.access.errors import AccessError
 from server.access.startup import open_access, protect, protect_front_door
 from tests.server.access.helpers import add_key, jwt_config
@@ -110,3 +110,30 @@ def test_only_where_a_launcher_is_known_is_it_believed(
     tmp_path: Path, setting: str, believed: bool
 ) -> None:
     assert protect(config(tmp_path, setting), LOOPBACK).guard.supervised is believed
+
+
+NAMED = 'api_gateway.host_names=["LLM.test"]'
+
+
+@pytest.mark.parametrize("enabled", ["auto", "false"])
+def test_where_only_this_machine_is_served_its_names_are_known(
+    tmp_path: Path, enabled: str
+) -> None:
+    settings = config(tmp_path, f"access.enabled={enabled}", NAMED)
+    protection = protect(settings, LOOPBACK)
+    for pages in (
+        protection.guard.pages,
+        protection.status.pages,
+        protect_front_door(settings)[0].pages,
+    ):
+        assert pages.names == {"llm.test"}
+
+
+def test_who_serves_an_office_may_be_called_anything(tmp_path: Path) -> None:
+    assert protect(config(tmp_path, "access.enabled=false"), OFFICE).guard.pages.names is None
+
+
+@pytest.mark.parametrize("name", ["", "*", "llm.test:8000", "http://llm.test"])
+def test_a_name_that_is_none(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="host_names"):
+        config(tmp_path, f'api_gateway.host_names=["{name}"]')

@@ -130,6 +130,7 @@ async def test_a_request_arrives_as_it_was_and_so_does_the_answer() -> None:
             content=b'{"x": 1}',
             headers={
                 "x-request-id": "abc",
+                "host": "evil.test:8200",
                 "authorization": "Bearer key",
                 "te": "trailers",
                 "connection": "keep-alive, x-hop",
@@ -150,6 +151,8 @@ async def test_a_request_arrives_as_it_was_and_so_does_the_answer() -> None:
         assert upstream.body == b'{"x": 1}'
         assert sent[b"content-length"] == b"8"
         assert b"x-mlxc-journal" not in sent
+        # Rank 0 is to see by which name it was called: see server.access.pages.
+        assert sent[b"host"] == b"evil.test:8200"
         assert (sent[b"x-request-id"], sent[b"authorization"]) == (b"abc", b"Bearer key")
         assert not {b"te", b"x-hop", b"transfer-encoding"} & sent.keys()
 
