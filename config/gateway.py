@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from config.access import RoleName
 from config.section import DYNAMIC, Section
 from config.values import Count, Flag, Port, Seconds, Size, Text
 
@@ -62,6 +63,14 @@ class ApiGatewayConfig(Section):
         default=False,
         description="Whether a request for a configured model that is not loaded has the launcher load "
         "it in place of the one that is; it gets 503 until then. Needs the launcher.",
+    )
+    model_autoswitch_role: RoleName = Field(
+        default="operator",
+        description="Role of a key from which on model_autoswitch counts: user, operator or admin.",
+    )
+    model_autoswitch_stay: Seconds = Field(
+        default=60.0,
+        description="Seconds that a model is served at least before model_autoswitch loads another one.",
     )
     deduplicate: Flag = Field(
         default=False,

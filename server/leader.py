@@ -21,6 +21,7 @@ from pipeline.plan.resources import prefill_chunk
 from pipeline.request import GenerationRequest, SamplingParams
 from pipeline.scheduler import Scheduler
 from server.access.errors import AccessError
+from server.access.principal import Role
 from server.access.startup import Protection, protect
 from server.api.app import create_app
 from server.api.defaults import SamplingDefaults, read_defaults
@@ -91,7 +92,12 @@ class Leader:
             first_token_timeout=config.api_gateway.timeout,
             catalog=catalog_of(config),
             cors_origins=config.api_gateway.cors_origins,
-            switching=Switching(config.launcher.supervised, config.api_gateway.model_autoswitch),
+            switching=Switching(
+                config.launcher.supervised,
+                config.api_gateway.model_autoswitch,
+                Role.of(config.api_gateway.model_autoswitch_role),
+                config.api_gateway.model_autoswitch_stay,
+            ),
             log_prompts=config.access.log_prompts,
         )
         cluster = ClusterView(
@@ -173,7 +179,7 @@ class Leader:
         model = self._served_model(engine)
         await wait_for_others(client, READY_SECONDS)
         await _warm_up(engine)
-        self._service.model = model
+        self._service.model, self._service.loaded_at = model, self._service.clock()
         self._service.generator = self.observatory.observed(engine)
         self._warm = True
         print(banner(self._settings, self._coordinator.snapshot()), file=sys.stdout, flush=True)

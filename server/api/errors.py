@@ -129,16 +129,22 @@ class NotLoaded(ApiError):
     status = 503
     code = "model_not_loaded"
 
-    def __init__(self, message: str, model: str, *, switch: bool = False) -> None:
-        """`switch`: the launcher is to load it now."""
+    def __init__(
+        self, message: str, model: str, *, retry_s: int | None = None, switch: bool = False
+    ) -> None:
+        """retry_s: seconds after which it may be loaded; None: not by itself.
+
+        switch: the launcher is to load it now.
+        """
         super().__init__(message, param="model")
-        self.model, self.switch = model, switch
+        self.model, self.retry_s, self.switch = model, retry_s, switch
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Trying again helps only where the model is on its way; OpenAI's clients heed the second header."""
-        if self.switch:
-            return {"retry-after": str(SWITCH_RETRY_S), SWITCH_HEADER: self.model}
+        """Trying again helps only where the model may be on its way; OpenAI's clients heed the last header."""
+        if self.retry_s is not None:
+            switch = {SWITCH_HEADER: self.model} if self.switch else {}
+            return {"retry-after": str(self.retry_s), **switch}
         return {"x-should-retry": "false"}
 
 

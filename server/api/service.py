@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import structlog
 
 from pipeline.request import FinishReason, Generator
 from pipeline.sampling.grammar import Grammars, vocabulary_of
+from server.access import account
 from server.api.body import BodyReader
 from server.api.defaults import SamplingDefaults
 from server.api.errors import NotReady, Overloaded, UnknownModel
@@ -88,6 +90,8 @@ class Service:
     # Called with a sequence's id when its text has ended.
     on_finish: Callable[[str, FinishReason], None] = lambda sequence, reason: None
     started: int = field(default_factory=lambda: int(time.time()), init=False)  # Unix time, seconds
+    clock: Callable[[], float] = time.monotonic
+    loaded_at: float = -math.inf  # by the clock: since when the model can be asked
     running: int = field(default=0, init=False)
     bodies: BodyReader = field(init=False)
     _logged: set[str] = field(default_factory=set, init=False)
@@ -105,7 +109,8 @@ class Service:
         if not self.model.answers_to(name):
             other = self.listed(name)
             if other is not None:
-                raise self.switching.not_loaded(other.id, self.model.id)
+                asker, age = account.current().principal, self.clock() - self.loaded_at
+                raise self.switching.not_loaded(other.id, self.model.id, asker.role, age)
             message = f"The model {name!r} is not served here; this server has {self.model.id!r}."
             raise UnknownModel(message, param="model")
         return self.model, self.generator

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextvars
 from typing import Any
 
 import pytest
 
 from config import Config
+from server.access import account
+from server.access.principal import Principal, Role
+from server.api.errors import NotLoaded
 from server.api.service import Listed
 from server.api.switching import SWITCH_PATH, Switching
 from server.leader import catalog_of
@@ -71,6 +75,46 @@ def test_a_model_that_is_not_loaded(
     assert advice in error["message"]
     assert response.headers.get("x-should-retry") == again
     assert response.headers.get("x-mlxc-switch-model") == switch
+
+
+AUTOMATIC = Switching(supervised=True, automatic=True, role=Role.OPERATOR, stay=60)
+
+
+def asked_by(role: Role, age: float) -> NotLoaded:
+    return AUTOMATIC.not_loaded("big", "tiny", role, age)
+
+
+def test_who_may_have_the_model_switched() -> None:
+    assert not asked_by(Role.USER, 1e6).switch
+    assert "role operator" in str(asked_by(Role.USER, 1e6))
+    assert asked_by(Role.OPERATOR, 1e6).switch
+    assert asked_by(Role.ADMIN, 1e6).switch
+
+
+def test_a_model_stays_for_a_while() -> None:
+    early = asked_by(Role.OPERATOR, 20.5)
+    assert not early.switch
+    assert early.headers == {"retry-after": "40"}
+    assert "60 seconds" in str(early)
+    assert asked_by(Role.OPERATOR, 60).switch
+
+
+def test_the_role_and_the_age_are_those_of_the_request(engine: FakeEngine) -> None:
+    service = make_service(engine, catalog=CATALOG, switching=AUTOMATIC, clock=lambda: 100.0)
+    for role, loaded_at, switch in [
+        (Role.OPERATOR, 40.0, True),
+        (Role.OPERATOR, 41.0, False),
+        (Role.USER, 40.0, False),
+    ]:
+        service.loaded_at = loaded_at
+
+        def ask(asker: Role = role) -> None:
+            account.enter(account.Account(Principal("k", "Ann", asker)))
+            service.serving("big")
+
+        with pytest.raises(NotLoaded) as error:
+            contextvars.copy_context().run(ask)
+        assert error.value.switch is switch
 
 
 def test_a_switch_needs_the_launcher(client: Client) -> None:
