@@ -73,7 +73,8 @@ class RunningRequest:
         if refused is None:
             log.error("the logits can't be sampled", request_id=origin, tokens=self.emitted)
             return BrokenOutput("The model's output for this request is not a number.")
-        log.warning("a constraint can't go on", request_id=origin, reason=refused)
+        # Not why: that quotes the grammar and the output.
+        log.warning("a constraint can't go on", request_id=origin, tokens=self.emitted)
         return ConstraintRefused(f"The output can't follow the constraint: {refused}.")
 
     @property

@@ -28,6 +28,8 @@ from __future__ import annotations
 class PipelineError(Exception):
     """Base of all errors raised by this package."""
 
+    may_quote = False  # whether the message may hold something of a prompt or an output: then no log shows it
+
 
 class ModelError(PipelineError):
     """The model can't be served."""
@@ -93,6 +95,8 @@ class EngineStopped(RequestRejected):
 
 class ConstraintRefused(RequestRejected):
     """The grammar that the output is to follow is broken, too large, or leads nowhere."""
+
+    may_quote = True
 
 
 class RequestCancelled(RequestRejected):

@@ -32,12 +32,16 @@ def main() -> int:
     return serve(settings)
 
 
+# Read when gRPC is imported.  What is worth knowing it raises; what it writes comes from outside: a line for
+# each stranger whom TLS turns away, with the server name that the stranger has made up.
+GRPC_VERBOSITY = "NONE"
+
+
 def serve(settings: Settings) -> int:
     """Run this rank to its end; returns the exit status."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a half-done import
-    # Read when gRPC is imported.  Otherwise each stranger whom TLS turns away writes a line.
-    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    os.environ.setdefault("GRPC_VERBOSITY", GRPC_VERBOSITY)
     problem = _descriptors_problem()
     if problem:
         return _fatal(problem, exit_status.STARTUP)

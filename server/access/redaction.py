@@ -1,7 +1,7 @@
 """Tracebacks without what people said.
 
 The message of an error that nobody foresaw may quote a prompt, an output or a key; its frames are code.  So the
-messages of this project's own errors are shown, which are sentences without content, those of the operating
+messages of this project's own errors are shown, but for those that say `may_quote`, those of the operating
 system, and no others.
 """
 
@@ -45,7 +45,7 @@ def _lines(error: BaseException, depth: int) -> Iterator[str]:
         yield from _lines(before, depth - 1)
         yield "which led to:"
     yield from _frames(error.__traceback__)
-    yield f"{type(error).__module__}.{type(error).__qualname__}: {_shown(error)}"
+    yield f"{type(error).__module__}.{type(error).__qualname__}: {loggable(error)}"
     members = getattr(error, "exceptions", ()) if depth else ()  # of a group
     for member in members:
         yield from (f"  {line}" for line in _lines(member, depth - 1))
@@ -57,6 +57,7 @@ def _frames(trace: TracebackType | None) -> Iterator[str]:
         yield from (line.rstrip() for line in traceback.format_tb(trace))
 
 
-def _shown(error: BaseException) -> str:
-    own = type(error).__module__.split(".")[0] in OWN
+def loggable(error: BaseException) -> str:
+    """The message of an error, if it is of a kind that quotes nobody."""
+    own = type(error).__module__.split(".")[0] in OWN and not getattr(error, "may_quote", False)
     return str(error) if own or isinstance(error, OSError) else WITHHELD

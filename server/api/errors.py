@@ -60,6 +60,7 @@ log = structlog.get_logger(__name__)
 class ApiError(Exception):
     """An error with a fixed meaning for the client."""
 
+    may_quote = True  # what the client has sent
     status = 500
     type = "server_error"
     code: str | None = None

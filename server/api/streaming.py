@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pipeline.errors import PipelineError
+from server.access.redaction import loggable
 from server.api.disconnect import unless_disconnected
 from server.api.errors import ApiError, Failure, failure_of
 from server.api.generation import Choice, Job, Piece
@@ -127,7 +128,7 @@ async def _events(job: Job, dialect: Dialect, request_id: str) -> AsyncGenerator
             async for event in progress:
                 yield dialect.encode(event)
     except (ApiError, PipelineError) as error:
-        log.warning("stream failed", request_id=request_id, error=str(error))
+        log.warning("stream failed", request_id=request_id, error=loggable(error))
         for event in dialect.failure(_counted(error, request_id)):
             yield dialect.encode(event)
     except Exception as error:

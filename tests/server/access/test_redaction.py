@@ -15,7 +15,7 @@ import httpx
 import pytest
 import structlog
 
-from pipeline.errors import EngineFault
+from pipeline.errors import ConstraintRefused, EngineFault
 from server import logs
 from server.access.middleware import Guard
 from server.access.policy import AccessPolicy
@@ -56,6 +56,11 @@ ENGINES: dict[str, FakeEngine] = {
     "answers": FakeEngine(Script(ids(MARKER))),
     "fails": FakeEngine(Script(ids(MARKER), error=EngineFault("rank 1 is gone"))),
     "fails at once": FakeEngine(Script(error=EngineFault("rank 1 is gone"))),
+    "can't go on": FakeEngine(
+        Script(
+            ids(MARKER), error=ConstraintRefused(f"token {MARKER!r} doesn't satisfy the grammar")
+        )
+    ),
     "breaks": Break(),
     "breaks later": FakeEngine(Script(ids(MARKER), error=RuntimeError(MARKER))),
 }
@@ -108,7 +113,9 @@ def test_nothing_that_was_said_is_in_a_log(configured: Any, tmp_path: Path, name
     app = rank_0_app(Guard(AccessPolicy(KeyStore(path))), ENGINES[name])
     statuses = asyncio.run(asyncio.wait_for(serve_and_ask(app, key), 120))
     assert 401 in statuses
-    assert (200 in statuses) == (name in ("answers", "fails"))  # a stream that fails has begun
+    assert (200 in statuses) == (
+        name in ("answers", "fails", "can't go on")
+    )  # a stream that fails has begun
     written = "".join(capture.readouterr())
     assert "not let in" in written  # it is the log
     if "breaks" in name:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+import ssl
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE
 
 import grpc
 import pytest
 
+from server.__main__ import GRPC_VERBOSITY
 from server.rpc.client import CoordinatorClient
 from server.rpc.coordinator import Coordinator
 from server.rpc.errors import CoordinatorLost, Refused
@@ -112,3 +120,42 @@ async def test_a_coordinator_on_another_node_is_not_spoken_to(made: Path) -> Non
         client(port, tls_of(made, NODES[1]), callee=NODES[2]) as own,
     ):
         await refused_at_the_door(own)
+
+
+SERVE = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+import grpc
+from server.tls.rpc import server_credentials
+from tests.certificates import tls_of
+server = grpc.server(ThreadPoolExecutor(1))
+port = server.add_secure_port("127.0.0.1:0", server_credentials(tls_of(Path(sys.argv[1]), sys.argv[2])))
+server.start()
+print(port, flush=True)
+sys.stdin.read()
+server.stop(None).wait()
+"""
+
+
+@pytest.mark.parametrize("verbosity", [GRPC_VERBOSITY, "ERROR"])
+def test_strangers_write_nothing_on_stderr(made: Path, verbosity: str) -> None:
+    """With more verbosity they do: this test would notice."""
+    environment = {**os.environ, "GRPC_VERBOSITY": verbosity}
+    command = [sys.executable, "-c", SERVE, str(made), NODES[0]]
+    with subprocess.Popen(
+        command, env=environment, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True
+    ) as server:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        for name in ("zebrafish.test", "", "zebrafish"):
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port), DEADLINE) as raw,
+                context.wrap_socket(raw, server_hostname=name or None) as wrapped,
+            ):
+                wrapped.recv(1)
+        _, written = server.communicate(timeout=DEADLINE)
+    assert ("zebrafish" in written) == (verbosity == "ERROR"), written
