@@ -79,7 +79,9 @@ class Upstream:
 
     def __init__(self, limits: ForwardLimits, tls: ClusterTls | None) -> None:
         self._tls = tls
-        self._client = new_client(limits, None if tls is None else tls.client)
+        # Without a bound of its own: a request that waited here for others to end would look like a rank 0 that
+        # does not answer.  Rank 0 says itself how many requests and connections are too many.
+        self._client = new_client(limits, None if tls is None else tls.client, bounded=False)
 
     def tls_of(self, name: str) -> UpstreamTls | None:
         """How the node is called where the cluster has TLS."""

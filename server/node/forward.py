@@ -144,6 +144,8 @@ class Forwarder:
             return await self._client.send(self._request(scope, body), stream=True)
         except httpx.InvalidURL as error:
             raise InvalidRequest("The request target is not a path.") from error
+        except httpx.PoolTimeout as error:
+            raise Overloaded("All connections of this node to rank 0 are in use.") from error
         except httpx.TransportError as error:
             log.warning("rank 0 unreachable", error=repr(error))
             address = f"{self._upstream.host}:{self._upstream.port}"
@@ -170,10 +172,13 @@ class Forwarder:
         )
 
 
-def new_client(limits: ForwardLimits, context: ssl.SSLContext | None) -> httpx.AsyncClient:
+def new_client(
+    limits: ForwardLimits, context: ssl.SSLContext | None, *, bounded: bool = True
+) -> httpx.AsyncClient:
+    """`bounded`: by `max_requests`; else by those who ask, each of whom has a connection of its own."""
     transport = httpx.AsyncHTTPTransport(
         verify=False if context is None else context,  # False: nothing to verify, it is plain HTTP
-        limits=httpx.Limits(max_connections=limits.max_requests),
+        limits=httpx.Limits(max_connections=limits.max_requests if bounded else None),
         socket_options=_keepalive_options(),
     )
     timeout = httpx.Timeout(
