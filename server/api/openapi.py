@@ -24,6 +24,8 @@ from server.api.wire import json_response
 from server.failure import ANTHROPIC_ROUTES
 
 Json = dict[str, Any]
+JSON, EVENTS = "application/json", "text/event-stream"
+LAST_EVENT = "[DONE]"
 REF = "#/components/schemas/{model}"
 
 ERRORS: Mapping[int, str] = {
@@ -53,6 +55,8 @@ class Operation:
     event: type[BaseModel] | None = None
     query: Sequence[Json] = ()
     open: bool = False  # without a key
+    media: str = JSON  # of the answer
+    done: bool = False  # a last event says that the stream is whole, and is no JSON
 
 
 def _query(name: str, schema: Json) -> Json:
@@ -68,11 +72,11 @@ ITEM_QUERY = (
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "post", "/v1/chat/completions", "Answer a conversation.",
-        shapes.ChatCompletion, ChatBody, shapes.ChatChunk,
+        shapes.ChatCompletion, ChatBody, shapes.ChatChunk, done=True,
     ),
     Operation(
         "post", "/v1/completions", "Continue texts.",
-        shapes.TextCompletion, CompletionBody, shapes.TextCompletion,
+        shapes.TextCompletion, CompletionBody, shapes.TextCompletion, done=True,
     ),
     Operation(
         "post", "/v1/responses", "Answer a conversation, in OpenAI's newer form.",
@@ -107,7 +111,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("get", SWITCH_PATH, "How far a switch of the model has come."),
     Operation("post", SWITCH_PATH, "Load another configured model in place of the loaded one."),
     Operation("get", "/v1/cluster", "The cluster and its ranks.", shapes.Cluster),
-    Operation("get", "/v1/cluster/events", "What happens in the cluster, as events."),
+    Operation("get", "/v1/cluster/events", "What happens in the cluster, as events.", media=EVENTS),
     Operation("get", "/v1/cluster/timeline", "What each stage did when."),
     Operation("get", "/v1/cluster/logs", "What all ranks wrote into their logs."),
     Operation(
@@ -117,12 +121,12 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("patch", "/v1/cluster/config", "Change dynamic settings: all of the body's, or none."),
     Operation("delete", "/v1/requests/{request_id}", "End a request."),
     Operation("get", "/v1/access", "Whose key it is, and its role."),
-    Operation("get", "/", "The dashboard, a page for browsers.", open=True),
+    Operation("get", "/", "The dashboard, a page for browsers.", open=True, media="text/html"),
     Operation("get", "/dashboard/about.json", "Whether a key is needed; a launcher is here.", open=True),
-    Operation("get", "/dashboard/{name}", "A file of the dashboard.", open=True),
+    Operation("get", "/dashboard/{name}", "A file of the dashboard.", open=True, media="*/*"),
     Operation("get", "/health", "Whether the cluster works.", shapes.Health, open=True),
     Operation("get", "/ready", "Whether requests are welcome.", shapes.Health, open=True),
-    Operation("get", "/metrics", "Prometheus metrics, as text."),
+    Operation("get", "/metrics", "Prometheus metrics, as text.", media="text/plain"),
     Operation("get", "/openapi.json", "This document."),
 )  # fmt: skip
 
@@ -172,7 +176,7 @@ def _operation(operation: Operation) -> Json:
         "responses": _responses(operation),
     }
     if operation.body is not None:
-        content = {"application/json": {"schema": _ref(operation.body)}}
+        content = {JSON: {"schema": _ref(operation.body)}}
         shown["requestBody"] = {"required": True, "content": content}
     if operation.open:
         shown["security"] = []
@@ -184,25 +188,30 @@ def _responses(operation: Operation) -> Json:
     if operation.open:
         error = {"anyOf": [_ref(shapes.Health), error]}
     refusals = {
-        str(status): {"description": text, "content": {"application/json": {"schema": error}}}
+        str(status): {"description": text, "content": {JSON: {"schema": error}}}
         for status, text in ERRORS.items()
     }
     return {"200": {"description": "The answer.", "content": _content(operation)}, **refusals}
 
 
 def _content(operation: Operation) -> Json:
-    if operation.path == "/metrics":
-        return {"text/plain": {"schema": {"type": "string"}}}
+    if operation.media != JSON:
+        return {operation.media: {"schema": {"type": "string"}}}
     answer: Json = {"type": "object"} if operation.answer is None else _ref(operation.answer)
-    content: Json = {"application/json": {"schema": answer}}
+    content: Json = {JSON: {"schema": answer}}
     if operation.event is not None:
-        data = {"type": "string", "contentMediaType": "application/json"}
-        named = {
-            "data": {**data, "contentSchema": _ref(operation.event)},
-            "event": {"type": "string"},
-        }
-        content["text/event-stream"] = {"schema": {"type": "object", "properties": named}}
+        named = {"data": _event_data(operation), "event": {"type": "string"}}
+        content[EVENTS] = {"schema": {"type": "object", "properties": named}}
     return content
+
+
+def _event_data(operation: Operation) -> Json:
+    event = {
+        "type": "string",
+        "contentMediaType": JSON,
+        "contentSchema": _ref(operation.event) if operation.event else {},
+    }
+    return {"anyOf": [{"const": LAST_EVENT}, event]} if operation.done else event
 
 
 def _error_type(operation: Operation) -> type[BaseModel]:

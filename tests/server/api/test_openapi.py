@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
+import httpx
 import pytest
 
 from server.access.roles import HTTP_RULES
@@ -92,6 +94,38 @@ def test_answers_and_events_have_their_shapes(
     read = events if event in (shapes.ChatChunk, shapes.TextCompletion) else named_events
     for each in read(response):
         event.model_validate(each, strict=True)
+
+
+@pytest.mark.parametrize(("path", "body", "answer", "event"), ANSWERS)
+def test_the_last_event_is_described(
+    client: Client, path: str, body: dict[str, Any], answer: Any, event: Any
+) -> None:
+    stream = client.post(path, {"model": "tiny", "stream": True, **body}).text
+    shown = document()["paths"][path]["post"]["responses"]["200"]["content"]["text/event-stream"]
+    data = shown["schema"]["properties"]["data"]
+    done = {"const": "[DONE]"} in data.get("anyOf", ())
+    assert done == stream.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize(
+    ("path", "operation"),
+    [
+        ("/", "/"),
+        ("/dashboard/app.js", "/dashboard/{name}"),
+        ("/metrics", "/metrics"),
+        ("/v1/models", "/v1/models"),
+    ],
+)
+def test_answers_are_of_the_kind_that_is_described(path: str, operation: str) -> None:
+    async def get() -> httpx.Response:
+        transport = httpx.ASGITransport(rank_0_app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.get(path)
+
+    answer = asyncio.run(get())
+    assert answer.status_code == 200
+    [kind] = document()["paths"][operation]["get"]["responses"]["200"]["content"]
+    assert kind in (answer.headers["content-type"].partition(";")[0], "*/*")
 
 
 OTHERS: list[tuple[str, dict[str, Any], Any]] = [
