@@ -78,10 +78,12 @@ class RequestRejected(PipelineError):
 class ContextTooLong(RequestRejected):
     """Prompt and max tokens together exceed the limit of the model or of the memory."""
 
-    def __init__(self, asked: int, limit: int) -> None:
+    def __init__(self, asked: int, limit: int, *, least: bool = False) -> None:
+        """`least`: it may be even more."""
         self.asked, self.limit = asked, limit
+        needed = f"at least {asked}" if least else str(asked)
         super().__init__(
-            f"This model's maximum context length is {limit} tokens; the request needs {asked}."
+            f"This model's maximum context length is {limit} tokens; the request needs {needed}."
         )
 
 

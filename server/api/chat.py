@@ -32,7 +32,7 @@ async def chat_completions(request: Request) -> Response:
     service.note_unknown_fields(body.unknown_fields())
     model, generator = service.serving(body.model)
     dialect = ChatDialect(model, body)
-    specs = await asyncio.to_thread(chat_specs, body, service, model, dialect.id)
+    specs = await service.texts.run(len(raw), chat_specs, body, service, model, dialect.id)
     job = Job(service, model, generator, specs, copies=len(specs))
     if body.stream:
         return await streamed(request, job, dialect, service.keep_alive_interval)

@@ -31,7 +31,7 @@ async def completions(request: Request) -> Response:
     model, generator = service.serving(body.model)
     copies = _copies(body, service)
     dialect = CompletionDialect(model, body)
-    specs = await asyncio.to_thread(_specs, body, model, dialect.id, copies)
+    specs = await service.texts.run(len(raw), _specs, body, model, dialect.id, copies)
     job = Job(service, model, generator, specs, copies)
     if body.stream:
         return await streamed(request, job, dialect, service.keep_alive_interval)

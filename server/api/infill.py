@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from server.api.errors import InvalidRequest
 from server.api.service import ServedModel
+from server.api.templates import check_length
 from server.api.vocabulary import Tokenizer
 
 
@@ -47,6 +48,7 @@ def infill_prompt(prefix: list[int], suffix: str, model: ServedModel) -> list[in
         message = f"suffix: the model {model.id!r} has no tokens for filling in the middle."
         raise InvalidRequest(message, param="suffix", code="unsupported_parameter")
     before, between, end = found
+    check_length(suffix, model, "suffix")
     after = list(tokenizer.encode(suffix, add_special_tokens=False))
     start, text = _split_start(prefix, tokenizer)
     if end is None:

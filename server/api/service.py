@@ -18,6 +18,8 @@ from server.api.body import BodyReader
 from server.api.defaults import SamplingDefaults
 from server.api.errors import NotReady, Overloaded, UnknownModel
 from server.api.switching import Switching
+from server.api.text_work import TextWork
+from server.api.token_bound import TokenBound, bound_of
 from server.api.vocabulary import Tokenizer, Vocabulary
 
 # A client that invents field names must not fill memory or the log.
@@ -52,6 +54,11 @@ class ServedModel:
     def special_tokens(self) -> frozenset[int]:
         """What marks the structure of a text and is none of it."""
         return frozenset(self.tokenizer.all_special_ids)
+
+    @cached_property
+    def token_bound(self) -> TokenBound:
+        """Takes a second to find out: not in the event loop."""
+        return bound_of(self.tokenizer)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -94,6 +101,7 @@ class Service:
     loaded_at: float = -math.inf  # by the clock: since when the model can be asked
     running: int = field(default=0, init=False)
     bodies: BodyReader = field(init=False)
+    texts: TextWork = field(default_factory=TextWork, init=False)
     _logged: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from pipeline.errors import ContextTooLong
 from server.api.errors import InvalidRequest
 from server.api.reasoning import thinking_marks
 from server.api.schemas import ChatBody
@@ -13,6 +14,7 @@ from server.api.service import ServedModel
 from server.api.tools.families import has_tools
 from server.api.tools.prompt import conversation
 from server.api.tools.use import tool_use
+from server.templating.bound import renders_text
 
 # Arguments of apply_chat_template and variables of the template that are not the client's to set.
 RESERVED_KWARGS = frozenset(
@@ -38,10 +40,11 @@ TEMPLATE_FAILURES = (
 MAX_REASON_CHARS = 300  # a template may quote the messages
 
 
-def chat_prompt(body: ChatBody, model: ServedModel) -> list[int]:
+def chat_prompt(body: ChatBody, model: ServedModel, *, fitting: bool = False) -> list[int]:
     """Token ids of the conversation, with the tools that may be called, ready for the assistant's turn.
 
-    Raises InvalidRequest when the model has no template or its template refuses the messages.
+    Raises InvalidRequest when the model has no template or its template refuses the messages; `fitting`: also,
+    before there are tokens, when these are too many for the model.
     """
     if not model.tokenizer.has_chat_template:
         raise InvalidRequest(
@@ -54,19 +57,39 @@ def chat_prompt(body: ChatBody, model: ServedModel) -> list[int]:
     messages = conversation(body.messages, tools, known)
     if tools and known:
         kwargs["tools"] = [tool.as_template_sees() for tool in tools]
+    separately = renders_text(model.tokenizer)
     try:
-        return model.tokenizer.apply_chat_template(
-            messages, tokenize=True, add_generation_prompt=True, **kwargs
+        rendered = model.tokenizer.apply_chat_template(
+            messages, tokenize=not separately, add_generation_prompt=True, **kwargs
         )
     except TEMPLATE_FAILURES as e:
         raise InvalidRequest(
             f"The model's chat template refuses these messages: {str(e)[:MAX_REASON_CHARS]}",
             param="messages",
         ) from e
+    if isinstance(rendered, list):
+        return rendered
+    if fitting:
+        check_length(rendered, model, "messages")
+    return model.tokenizer.encode(rendered, add_special_tokens=False)
+
+
+def check_length(text: str, model: ServedModel, param: str) -> None:
+    """Raises InvalidRequest for a text that has more tokens than the model takes, however it is cut."""
+    if len(text) <= model.max_model_len:
+        return  # maybe it does as well, but then it is short
+    least = model.token_bound.least(text)
+    if least >= model.max_model_len:
+        message = str(ContextTooLong(least + 1, model.max_model_len, least=True))
+        raise InvalidRequest(message, param=param, code="context_length_exceeded")
 
 
 def text_prompt(text: str, model: ServedModel) -> list[int]:
-    """Token ids of a plain prompt, with the tokens the model wants at its beginning."""
+    """Token ids of a plain prompt, with the tokens the model wants at its beginning.
+
+    Raises InvalidRequest for one that is too long.
+    """
+    check_length(text, model, "prompt")
     return model.tokenizer.encode(text, add_special_tokens=True)
 
 

@@ -46,7 +46,7 @@ async def tokenize(request: Request) -> Response:
     body = await asyncio.to_thread(parse, TokenizeBody, raw)
     service.note_unknown_fields(body.unknown_fields())
     model = _model(service, body.model)
-    return await asyncio.to_thread(_tokenized, body, model)
+    return await service.texts.run(len(raw), _tokenized, body, model)
 
 
 async def detokenize(request: Request) -> Response:
@@ -56,7 +56,7 @@ async def detokenize(request: Request) -> Response:
     body = await asyncio.to_thread(parse, DetokenizeBody, raw)
     service.note_unknown_fields(body.unknown_fields())
     model = _model(service, body.model)
-    return await asyncio.to_thread(_detokenized, body, model)
+    return await service.texts.run(len(raw), _detokenized, body, model)
 
 
 async def embeddings(request: Request) -> Response:

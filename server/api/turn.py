@@ -37,7 +37,7 @@ def turn_of(body: ChatBody, model: ServedModel) -> Turn:
     """Raises InvalidRequest naming the field."""
     use = tool_use(body, model.tokenizer)
     marks = thinking_marks(model.tokenizer)
-    prompt = chat_prompt(body, model)
+    prompt = chat_prompt(body, model, fitting=True)
     begun = marks is not None and is_open(prompt, marks)
     begin = _begin(prompt, marks)
     constraint = _constraint(body, model, use, begin)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_WORD_START = "\u2581"  # sentencepiece writes a space so
+WORD_START = "\u2581"  # sentencepiece writes a space so
 
 
 def _byte_alphabet() -> Mapping[str, int]:
@@ -21,7 +21,7 @@ def _byte_alphabet() -> Mapping[str, int]:
     return letters | {chr(0x100 + place): byte for place, byte in enumerate(others)}
 
 
-_ALPHABET = _byte_alphabet()
+BYTE_LETTERS = _byte_alphabet()
 _BYTE_LEVEL_SPACE = "\u0120"
 
 
@@ -43,7 +43,7 @@ class Tokenizer(Protocol):
 
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, tokenize: bool = True, **kwargs: Any
-    ) -> list[int]: ...
+    ) -> list[int] | str: ...
 
     def convert_ids_to_tokens(self, ids: int) -> str | None: ...
 
@@ -66,17 +66,20 @@ class Vocabulary:
     def bytes_of(self, token: int) -> bytes:
         """UTF-8 of the token; empty for an id that the tokenizer does not know."""
         piece = self._tokenizer.convert_ids_to_tokens(token)
-        if piece is None:
-            return b""
+        return b"" if piece is None else self.bytes_of_piece(piece, token)
+
+    def bytes_of_piece(self, piece: str, token: int) -> bytes:
+        """UTF-8 of the token whose text in the vocabulary is `piece`."""
         if token in self._added:
             return piece.encode()
         if self._byte_level:
             return b"".join(
-                bytes([_ALPHABET[char]]) if char in _ALPHABET else char.encode() for char in piece
+                bytes([BYTE_LETTERS[char]]) if char in BYTE_LETTERS else char.encode()
+                for char in piece
             )
         if match := _BYTE_TOKEN.fullmatch(piece):
             return bytes.fromhex(match[1])
-        return piece.replace(_WORD_START, " ").encode()
+        return piece.replace(WORD_START, " ").encode()
 
 
 def readable(token: bytes) -> str:

@@ -36,3 +36,13 @@ def bind_template(tokenizer: TokenizerWrapper, limits: RenderLimits | None = Non
         return ids
 
     inner.apply_chat_template = apply
+
+
+def renders_text(tokenizer: TokenizerWrapper) -> bool:
+    """Whether `apply_chat_template` makes a text, and of that tokens as `encode` does without special ones."""
+    inner = tokenizer._tokenizer
+    return (
+        getattr(tokenizer, "_chat_template", None) is not None
+        or "apply_chat_template" in vars(inner)  # bound here
+        or type(inner).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
+    )

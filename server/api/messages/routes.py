@@ -27,12 +27,12 @@ B = TypeVar("B", bound=CountBody)
 async def create_message(request: Request) -> Response:
     """POST /v1/messages"""
     service: Service = request.app.state.service
-    body = await _body(request, service, MessagesBody)
+    body, size = await _body(request, service, MessagesBody)
     model, generator = service.serving(body.model)
     with renamed(NAMES):
         chat = await asyncio.to_thread(parse_value, ChatBody, as_chat(body))
         chat_dialect = ChatDialect(model, chat)
-        specs = await asyncio.to_thread(chat_specs, chat, service, model, chat_dialect.id)
+        specs = await service.texts.run(size, chat_specs, chat, service, model, chat_dialect.id)
     job = Job(service, model, generator, specs)
     dialect = MessagesDialect(chat_dialect, job.prompt_tokens, request.state.request_id)
     if body.stream:
@@ -43,15 +43,16 @@ async def create_message(request: Request) -> Response:
 async def count_tokens(request: Request) -> Response:
     """POST /v1/messages/count_tokens"""
     service: Service = request.app.state.service
-    body = await _body(request, service, CountBody)
+    body, size = await _body(request, service, CountBody)
     model, _ = service.serving(body.model)
     with renamed(NAMES):
         chat = await asyncio.to_thread(parse_value, ChatBody, as_chat(body))
-        prompt = await asyncio.to_thread(chat_prompt, chat, model)
+        prompt = await service.texts.run(size, chat_prompt, chat, model)
     return json_response({"input_tokens": len(prompt)})
 
 
-async def _body(request: Request, service: Service, kind: type[B]) -> B:
+async def _body(request: Request, service: Service, kind: type[B]) -> tuple[B, int]:
+    """The body, and its bytes."""
     raw = await service.bodies.read(request.headers, request.receive)
     body = await asyncio.to_thread(parse, kind, raw)
     service.note_unknown_fields(body.unknown_fields())
@@ -59,4 +60,4 @@ async def _body(request: Request, service: Service, kind: type[B]) -> B:
     if choice is not None and (choice.type == "tool") != (choice.name is not None):
         message = "tool_choice.name goes with the type tool, and with no other."
         raise InvalidRequest(message, param="tool_choice.name")
-    return body
+    return body, len(raw)

@@ -31,10 +31,11 @@ async def create_response(request: Request) -> Response:
     body = await _body(request, service)
     model, generator = service.serving(body.model)
     messages = await asyncio.to_thread(_conversation, request, body)
+    size = _size(messages)
     with renamed(NAMES):
         chat = await asyncio.to_thread(parse_value, ChatBody, as_chat(body, messages))
         chat_dialect = ChatDialect(model, chat)
-        specs = await asyncio.to_thread(chat_specs, chat, service, model, chat_dialect.id)
+        specs = await service.texts.run(size, chat_specs, chat, service, model, chat_dialect.id)
 
     def keep(document: dict[str, Any]) -> None:
         if body.stored:
@@ -55,10 +56,11 @@ async def count_input_tokens(request: Request) -> Response:
     service: Service = request.app.state.service
     body = await _body(request, service)
     model, _ = service.serving(body.model)
-    messages = _conversation(request, body)
+    messages = await asyncio.to_thread(_conversation, request, body)
+    size = _size(messages)
     with renamed(NAMES):
         chat = await asyncio.to_thread(parse_value, ChatBody, as_chat(body, messages))
-        prompt = await asyncio.to_thread(chat_prompt, chat, model)
+        prompt = await service.texts.run(size, chat_prompt, chat, model)
     return json_response({"object": "response.input_tokens", "input_tokens": len(prompt)})
 
 
@@ -134,6 +136,11 @@ def _conversation(request: Request, body: ResponsesBody) -> list[dict[str, Any]]
         )
         before = kept.messages
     return before + as_messages(body.input)
+
+
+def _size(messages: list[dict[str, Any]]) -> int:
+    """Characters of what was said, roughly; a conversation may be longer than any body."""
+    return sum(len(str(message.get("content", ""))) for message in messages)
 
 
 def _said(document: dict[str, Any]) -> list[dict[str, Any]]:
