@@ -75,6 +75,8 @@ class Reception:
         self._listener = socket.create_server(split(address), backlog=MAX_CALLERS)
         self._places = threading.BoundedSemaphore(MAX_CALLERS)
         self._found: Future[ssl.SSLSocket] = Future()
+        self._choosing = threading.Lock()
+        self._over = False
         self._last_refusal = ""
         self.address = address
 
@@ -83,12 +85,12 @@ class Reception:
         with self._listener:
             while not self._found.done():
                 left = deadline - time.monotonic()
-                if left <= 0:
+                if left <= 0 and self._give_up():
                     refusal = f"; a caller was refused: {self._last_refusal}" * bool(
                         self._last_refusal
                     )
                     raise Failed(f"{self._name} has not called {self.address}{refusal}")
-                self._listener.settimeout(min(left, 0.2))
+                self._listener.settimeout(max(0.01, min(left, 0.2)))
                 try:
                     caller, _ = self._listener.accept()
                 except (TimeoutError, ConnectionError):
@@ -99,19 +101,44 @@ class Reception:
                     caller.close()
         return self._found.result()
 
+    def _give_up(self) -> bool:
+        """Welcome nobody any more; False if somebody has been."""
+        with self._choosing:
+            self._over = not self._found.done()
+        return self._over
+
     def _greet(self, plain: socket.socket) -> None:
+        try:
+            secure = self._known(plain)
+            try:
+                self._choose(secure)
+            except OSError:
+                secure.close()
+                raise
+        except (OSError, ValueError) as error:
+            self._last_refusal = str(error)
+        finally:
+            self._places.release()
+
+    def _known(self, plain: socket.socket) -> ssl.SSLSocket:
+        """The caller, whose certificate is the node's.  Raises OSError and ValueError, and has hung up then."""
+        held = plain
         try:
             plain.settimeout(HANDSHAKE_SECONDS)
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            secure = self._context.wrap_socket(plain, server_side=True)
+            held = secure = self._context.wrap_socket(plain, server_side=True)
             holder = identity_of(secure.getpeercert())
             if holder != Identity(Kind.NODE, self._name):
-                secure.close()
                 raise ConnectionRefusedError(f"it is {holder or 'nobody of the cluster'}")
+        except (OSError, ValueError):
+            held.close()
+            raise
+        return secure
+
+    def _choose(self, secure: ssl.SSLSocket) -> None:
+        """Only one caller is welcomed, and none that nobody waits for: each believes to be the neighbour."""
+        with self._choosing:
+            if self._over or self._found.done():
+                raise ConnectionRefusedError(f"{self._name} has called before, or too late")
             secure.sendall(WELCOME)
             self._found.set_result(secure)
-        except (OSError, ValueError) as error:
-            self._last_refusal = str(error)
-            plain.close()
-        finally:
-            self._places.release()

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ import pytest
 from config import Config
 from config.tls import TlsConfig
 from pipeline.errors import LinkClosed, StartFailed
-from server.tls.tunnel.meet import Failed, Reception, call
+from server.tls.tunnel.meet import WELCOME, Failed, Reception, call
 from server.tls.tunnel.messages import Plan, read_plan
 from server.tls.tunnel.pump import Pump
 from server.tls.tunnel.rank_side import Tunnel, open_tunnel
@@ -103,6 +103,39 @@ def test_who_says_nothing_holds_nobody_up(made: Path, stack: ExitStack) -> None:
         waiting = pool.submit(place.wait, soon())
         call(address, "n1", tls_of(made, "n0").client, soon()).close()
         waiting.result(ENOUGH).close()
+
+
+def greet_once(made: Path, place: Reception, stack: ExitStack) -> bytes:
+    """What the neighbour n0 hears when it calls `place`; empty if it is hung up on."""
+    listener = stack.enter_context(socket.create_server((LOCAL, 0)))
+    with ThreadPoolExecutor(1) as pool:
+        plain = socket.create_connection(listener.getsockname(), timeout=ENOUGH)
+        accepted, _ = listener.accept()
+        place._places.acquire()
+        greeting = pool.submit(place._greet, accepted)
+        secure = stack.enter_context(tls_of(made, "n0").call(plain, "n1"))
+        heard = b""
+        with suppress(OSError):
+            heard = secure.recv(1)
+        greeting.result(ENOUGH)  # raises what its thread would have ended with
+        return heard
+
+
+def test_a_neighbour_that_calls_twice_is_welcomed_once(made: Path, stack: ExitStack) -> None:
+    [address] = free_addresses(1)
+    place = Reception(address, "n0", tls_of(made, "n1").server)
+    assert greet_once(made, place, stack) == WELCOME
+    assert greet_once(made, place, stack) == b""
+    with place.wait(soon()) as found:
+        assert found.fileno() >= 0
+
+
+def test_who_calls_when_nobody_waits_any_more_is_not_welcomed(made: Path, stack: ExitStack) -> None:
+    [address] = free_addresses(1)
+    place = Reception(address, "n0", tls_of(made, "n1").server)
+    with pytest.raises(Failed, match="n0 has not called"):
+        place.wait(time.monotonic())
+    assert greet_once(made, place, stack) == b""
 
 
 # carrying
