@@ -23,20 +23,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from benchlib.options import positive
 from benchlib.report import add_output_arguments, check_output, write_json
 from benchlib.targets import Setup
 from chaoslib import recoveries
 from chaoslib.answers import Answer, Task, tasks
-from chaoslib.cluster import MODEL, Cluster, ClusterFailed
+from chaoslib.cluster import LOG, MODEL, Cluster, ClusterFailed
 from chaoslib.faults import ON_HOSTS, ON_ONE_MACHINE, kinds
 from chaoslib.load import Load
 from chaoslib.on_hosts import HostCluster
 from chaoslib.trial import Result, Trial, connections
 from hostlib.hosts import Hosts, obstacle
 from pipeline.demo_model import ensure_demo_model
+
+PLACE = "cluster"  # the folder of what the cluster writes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,21 +47,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_output(parser, args)
     if args.hosts and (reason := obstacle()):
         parser.error(f"--hosts: {reason}")
-    choose = random.Random(args.seed)
-    with (
-        tempfile.TemporaryDirectory(prefix="mlx-cluster-chaos-") as scratch,
-        _cluster(args, Path(scratch)) as cluster,
-    ):
-        result, status = asyncio.run(_run(args, cluster, choose))
-        log = cluster.log_path.read_text(errors="replace")
-    found = recoveries.read(status)
-    print(_summary(result, found))
-    if not result.is_good and args.log:
-        args.log.write_text(log)
-    write_json(
-        args, **asdict(result), recoveries=found, spread=recoveries.spread(result.events, found)
-    )
+    with tempfile.TemporaryDirectory(prefix="mlx-cluster-chaos-") as scratch:
+        result, ended = Result(), False
+        try:
+            with _cluster(args, Path(scratch)) as cluster:
+                trial = asyncio.run(_prepared(args, cluster))
+                result = trial.result
+                asyncio.run(_run(args, trial))
+            ended = True
+        finally:  # also of what was cut off
+            print(_summary(result, ended))
+            _keep_log(args, Path(scratch), wanted=not (ended and result.is_good))
+    spread = recoveries.spread(result.events, result.recoveries)
+    write_json(args, **asdict(result), spread=spread)
     return 0 if result.is_good else 1
+
+
+def _keep_log(args: argparse.Namespace, scratch: Path, *, wanted: bool) -> None:
+    log = scratch / PLACE / LOG
+    if wanted and args.log and log.exists():
+        args.log.write_text(log.read_text(errors="replace"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,7 +101,7 @@ def _cluster(args: argparse.Namespace, folder: Path) -> Iterator[Cluster]:
     model = args.model.absolute() if args.model else ensure_demo_model()
     environment = Setup(model).environment()
     with _hosts(args, folder) as hosts:
-        place = folder / "cluster"
+        place = folder / PLACE
         cluster = (
             HostCluster(hosts, place, model, environment, args.settings)
             if hosts
@@ -120,19 +126,20 @@ def _hosts(args: argparse.Namespace, folder: Path) -> Iterator[Hosts | None]:
         yield hosts
 
 
-async def _run(
-    args: argparse.Namespace, cluster: Cluster, choose: random.Random
-) -> tuple[Result, dict[str, Any]]:
+async def _prepared(args: argparse.Namespace, cluster: Cluster) -> Trial:
     wanted = tasks(
         MODEL, args.streams, args.plain, args.length, not args.random_prompts, args.seeded
     )
-    trial = Trial(cluster, wanted, await _known(cluster, wanted))
+    return Trial(cluster, wanted, await _known(cluster, wanted))
+
+
+async def _run(args: argparse.Namespace, trial: Trial) -> None:
+    choose = random.Random(args.seed)
     if args.faults is None:
-        result = await trial.turns()
+        await trial.turns()
     else:
         possible = args.kinds or (ON_HOSTS if args.hosts else ON_ONE_MACHINE)
-        result = await trial.faults(kinds(args.faults, possible, choose), choose)
-    return result, await asyncio.to_thread(cluster.status)
+        await trial.faults(kinds(args.faults, possible, choose), choose)
 
 
 async def _known(cluster: Cluster, wanted: Sequence[Task]) -> dict[str, Answer]:
@@ -145,11 +152,13 @@ async def _known(cluster: Cluster, wanted: Sequence[Task]) -> dict[str, Answer]:
     return known
 
 
-def _summary(result: Result, found: Sequence[recoveries.Recovery]) -> str:
-    lines = [f"{result.finished} requests finished, {len(result.wrong)} of them wrong"]
+def _summary(result: Result, ended: bool) -> str:
+    lines = [] if ended else [f"cut off after {len(result.events)} faults"]
+    lines += [f"{result.finished} requests finished, {len(result.wrong)} of them wrong"]
     lines += [f"  {wrong['task']}: {'; '.join(wrong['what'])}" for wrong in result.wrong]
-    lines += [f"left over: {leak}" for leak in result.leaks] or ["nothing is left over"]
-    return "\n".join([*lines, "", recoveries.text(result.events, found)])
+    if ended:
+        lines += [f"left over: {leak}" for leak in result.leaks] or ["nothing is left over"]
+    return "\n".join([*lines, "", recoveries.text(result.events, result.recoveries)])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from benchlib.servers import is_alive
 
 ROOT = Path(__file__).parents[2]
 MODEL = "chaos"
+LOG = "log.txt"
 NAMES = ("mini1", "mini2", "master")
 START_DEADLINE = 180.0  # seconds until the cluster serves
 RECOVERY_DEADLINE = 180.0  # until it serves again after a fault
@@ -48,7 +49,7 @@ class Cluster:
         self.gateway, self.coordinator, *rest = self._ports(2 + 4 * len(NAMES))
         self.node_ports = [rest[3 * n : 3 * n + 3] for n in range(len(NAMES))]
         self.ring_port = rest[3 * len(NAMES)]
-        self.log_path = folder / "log.txt"
+        self.log_path = folder / LOG
 
     # where it runs
 
@@ -171,6 +172,26 @@ class Cluster:
     def recoveries(self) -> int:
         """How often it has recovered so far."""
         return int(self.status()["recoveries_total"])
+
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """The layers of each node that takes part."""
+        nodes = self.status()["nodes"]
+        return {n["name"]: (n["layers"][0], n["layers"][1]) for n in nodes if n["layers"]}
+
+    def make_whole(self) -> None:
+        """Let nodes that were kept out, or were away, take part again, as an operator would."""
+        if len(self.layers()) == len(NAMES):
+            return
+        self.wait(self._all_reachable, "a node can't be reached", RECOVERY_DEADLINE)
+        httpx.post(f"{self.url}/admin/restart", timeout=ANSWER_DEADLINE).raise_for_status()
+        self.wait(
+            lambda: self.is_ready() and len(self.layers()) == len(NAMES),
+            "a node still takes no part",
+            RECOVERY_DEADLINE,
+        )
+
+    def _all_reachable(self) -> bool:
+        return all(node["reachable"] for node in self.status()["nodes"])
 
     def sequences(self) -> int:
         """Sequences that all nodes together hold, by their health ports."""

@@ -14,12 +14,8 @@ PARTS = ("detect", "stop", "wait", "launch", "load", "resume")
 ones for good (backoff, other attempts); until these had met; until they were ready; until a token came."""
 
 FELT = "next token"
+ASKED_FOR = "stopped"  # the cause of an epoch's end that is no fault
 Recovery = Mapping[str, Any]
-
-
-def read(status: Mapping[str, Any]) -> list[Recovery]:
-    """The recoveries in what `python -m launcher status --json` says, oldest first."""
-    return list(status["recoveries"])
 
 
 def split(events: Sequence[Event], found: Sequence[Recovery]) -> list[dict[str, float]]:
@@ -30,7 +26,7 @@ def split(events: Sequence[Event], found: Sequence[Recovery]) -> list[dict[str, 
     rows = []
     ends = [event.wall for event in events[1:]] + [float("inf")]
     for event, end in zip(events, ends, strict=True):
-        own = [r for r in found if event.wall <= r["noticed_at"] < end]
+        own = [r for r in found if event.wall <= r["noticed_at"] < end and r["cause"] != ASKED_FOR]
         if own and event.next_token_s is not None:
             row = {p: sum(r[f"{p}_s"] for r in own) for p in ("stop", "wait", "launch", "load")}
             row["detect"] = own[0]["noticed_at"] - event.wall

@@ -32,7 +32,7 @@ class Event:
     at: float
     wall: float
     next_token_s: float | None = None
-    ranks: int = 0  # that run afterwards
+    layers: dict[str, tuple[int, int]] = field(default_factory=dict)  # of each node, afterwards
 
 
 @dataclass
@@ -44,6 +44,7 @@ class Result:
     refused: int = 0
     wrong: list[dict[str, Any]] = field(default_factory=list)
     leaks: list[str] = field(default_factory=list)
+    recoveries: list[dict[str, Any]] = field(default_factory=list)  # as the launcher tells them
 
     @property
     def is_good(self) -> bool:
@@ -57,13 +58,15 @@ class Trial:
         self, cluster: Cluster, tasks: Sequence[Task], known: Mapping[str, Answer]
     ) -> None:
         self._cluster, self._tasks, self._known = cluster, tasks, known
+        self.result = Result()  # so far
 
     async def turns(self, ranks: Sequence[int] | None = None) -> Result:
         """Each rank, or each of `ranks`, is killed once while all requests run; all of those have to finish."""
-        result = Result()
+        result = self.result
         before = await asyncio.to_thread(self.belongings)
         for rank in await self._turns_of(ranks):
             await self._ready()
+            await asyncio.to_thread(self._cluster.make_whole)
             async with connections(self._cluster.url) as http:
                 load = Load(http)
                 running = asyncio.create_task(load.compare(self._tasks, self._known))
@@ -73,16 +76,16 @@ class Trial:
                         raise self._cluster.failed("the requests are too short to be disturbed")
                     event = await self._do(kill_rank(self._cluster, rank))
                     await running
+                    await self._note(event, load, result)
                 finally:
                     running.cancel()
-                await self._note(event, load, result)
-            self._take(load, result)
+                    self._take(load, result)
         await self.check_leaks(before, result)
         return result
 
     async def faults(self, kinds: Sequence[str], choose: random.Random) -> Result:
         """Faults of these kinds in a row, while requests follow each other without end."""
-        result = Result()
+        result = self.result
         before = await asyncio.to_thread(self.belongings)
         async with connections(self._cluster.url) as http:
             load = Load(http)
@@ -90,6 +93,7 @@ class Trial:
             try:
                 for kind in kinds:
                     await self._ready()
+                    await asyncio.to_thread(self._cluster.make_whole)
                     await self._flowing(load, pressing)
                     fault = choose_fault(self._cluster, kind, choose)
                     event = await self._do(fault)
@@ -100,7 +104,7 @@ class Trial:
                 await pressing
             finally:
                 pressing.cancel()
-        self._take(load, result)
+                self._take(load, result)
         await self.check_leaks(before, result)
         return result
 
@@ -126,10 +130,14 @@ class Trial:
 
     async def _note(self, event: Event, load: Load, result: Result) -> None:
         event.next_token_s = silence_after(load.arrivals, event.at, time.monotonic())
-        event.ranks = len(await asyncio.to_thread(self._cluster.ranks))
+        event.layers = await asyncio.to_thread(self._cluster.layers)
         result.events.append(event)
+        # Now, as the launcher forgets old ones.
+        status = await asyncio.to_thread(self._cluster.status)
+        known = {recovery["epoch"] for recovery in result.recoveries}
+        result.recoveries += [r for r in status["recoveries"] if r["epoch"] not in known]
         felt = "never" if event.next_token_s is None else f"after {event.next_token_s:.2f} s"
-        print(f"{event.what}: next token {felt}, then {event.ranks} ranks", flush=True)
+        print(f"{event.what}: next token {felt}, then {len(event.layers)} nodes", flush=True)
 
     async def _flowing(self, load: Load, running: asyncio.Task[None]) -> None:
         """Wait until so much text has come from now on that most requests must have got some."""

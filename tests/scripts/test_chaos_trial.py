@@ -53,6 +53,12 @@ class Sleepers(Cluster):
     def is_ready(self) -> bool:
         return True
 
+    def layers(self) -> dict[str, tuple[int, int]]:
+        return {f"n{rank}": (rank, rank) for rank in self.ranks()}
+
+    def status(self) -> dict[str, Any]:
+        return {"recoveries": [{"epoch": epoch} for epoch in range(1, self.looks + 1)]}
+
     def sequences(self) -> int:
         return self.held
 
@@ -118,6 +124,8 @@ def test_faults_follow_each_other_under_load(cluster: Sleepers) -> None:
     result = run(cluster, ["kill", "stop", "kill"])
     assert [event.kind for event in result.events] == ["kill", "stop", "kill"]
     assert all(event.next_token_s is not None for event in result.events)
+    epochs = [recovery["epoch"] for recovery in result.recoveries]
+    assert epochs == list(range(1, cluster.looks + 1)), "each once"
     assert result.finished > len(TASKS)
     assert result.is_good
     assert all(process.status() != psutil.STATUS_STOPPED for process in cluster.ranks().values())
@@ -178,11 +186,12 @@ def test_faults_of_links_need_hosts(cluster: Sleepers) -> None:
 
 
 def event(kind: str, wall: float, felt: float | None) -> Event:
-    return Event(kind, kind, 0.0, wall, felt, 3)
+    return Event(kind, kind, 0.0, wall, felt)
 
 
-def recovery(noticed_at: float) -> dict[str, float]:
-    return {"noticed_at": noticed_at, "stop_s": 0.5, "wait_s": 0.0, "launch_s": 1.0, "load_s": 2.0}
+def recovery(noticed_at: float, cause: str = "died") -> dict[str, Any]:
+    parts = {"stop_s": 0.5, "wait_s": 0.0, "launch_s": 1.0, "load_s": 2.0}
+    return {"noticed_at": noticed_at, "cause": cause, **parts}
 
 
 def test_a_recovery_is_split_into_its_parts() -> None:
@@ -203,6 +212,12 @@ def test_a_recovery_is_split_into_its_parts() -> None:
 def test_recoveries_that_did_not_last_count_for_their_fault() -> None:
     [parts] = recoveries.split([event("kill", 100.0, 8.0)], [recovery(100.5), recovery(104.0)])
     assert (parts["launch"], parts["load"], parts["detect"]) == (2.0, 4.0, 0.5)
+
+
+def test_a_restart_that_was_asked_for_is_part_of_no_fault() -> None:
+    found = [recovery(100.5), recovery(104.0, "stopped")]
+    [parts] = recoveries.split([event("kill", 100.0, 8.0)], found)
+    assert (parts["launch"], parts["detect"]) == (1.0, 0.5)
 
 
 def test_the_spread_has_the_parts_and_what_was_felt() -> None:
