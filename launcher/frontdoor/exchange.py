@@ -61,8 +61,6 @@ class Exchange:
         self.unsent: deque[Out] = deque()  # counted as delivered, and not with the client yet
         self.tokens = 0
         self.attempts = 0
-        self.fruitless = 0  # faults in a row without a token in between
-        self.faults = 0
         self._digest = blake2b(digest_size=16)  # of what is delivered
         self._begin()
 
@@ -87,14 +85,6 @@ class Exchange:
         """The next attempt."""
         self.attempts += 1
         self._begin()
-
-    def interrupted(self, *, fault: bool) -> None:
-        """The attempt is over."""
-        self.faults += fault
-        if self.tokens > self._tokens_before:
-            self.fruitless = 0
-        else:
-            self.fruitless += fault
 
     def take(self, record: Record) -> Iterator[Out]:
         """What the client gets for a record.  Raises Interrupted, Diverged and JournalError."""

@@ -21,19 +21,14 @@ from launcher.frontdoor.delivery import Delivery, Sink, wants_stream
 from launcher.frontdoor.exchange import BUSY, END, Diverged, Exchange, Interrupted
 from launcher.frontdoor.leadership import Backoff, Leadership
 from launcher.frontdoor.sharing import Sharing, share_key
+from launcher.frontdoor.suspects import Case, Verdict
+from launcher.frontdoor.turns import Turns
 from launcher.frontdoor.upstream import Answer, Asked, Upstream
 from server.access.errors import Refusal
 from server.api.body import BodyReader
 from server.api.disconnect import unless_disconnected
 from server.api.errors import SWITCH_HEADER, ApiError, NotReady, Overloaded
 from server.replay.records import Context, JournalError, Start
-
-MOST_FRUITLESS = (
-    3  # faults in a row under a request that gets no token: it may be what kills the ranks
-)
-MOST_FAULTS = (
-    20  # in all: one that gets a token each time and then kills them would do so for hours
-)
 
 log = structlog.get_logger(__name__)
 
@@ -75,6 +70,7 @@ class Gate:
         """`sharing`: of identical requests; `switch_model` is called with the model that a request wants."""
         self.leadership, self._upstream, self._bodies = leadership, upstream, bodies
         self.limits, self._sharing, self._switch_model = limits, sharing, switch_model
+        self._turns = Turns(leadership)
         self.draining = False
         self.in_flight = self.waiting = self.resumed = 0
 
@@ -105,8 +101,15 @@ class Gate:
                 await self._sharing.join(key, answer, delivery)
 
     async def _answer(self, asked: Asked, sink: Sink) -> None:
-        """Attempt after attempt.  Raises NotReady, FaultsAgain, CutOff, and what refuses the request."""
-        exchange = Exchange(Context())
+        """All of it.  Raises NotReady, FaultsAgain, CutOff, and what refuses the request."""
+        case = Case()
+        try:
+            await self._attempts(asked, Exchange(Context()), case, sink)
+        finally:
+            self._turns.forget(case)
+
+    async def _attempts(self, asked: Asked, exchange: Exchange, case: Case, sink: Sink) -> None:
+        """Attempt after attempt."""
         backoff = Backoff(self.limits.first_pause, self.limits.longest_pause)
         silent_since: float | None = None  # no attempt got anywhere
         loop = asyncio.get_running_loop()
@@ -115,20 +118,23 @@ class Gate:
             if silent_since is not None:
                 left -= loop.time() - silent_since
             leader = await self._leader(left, exchange)
+            if not await self._turn(leader, exchange, case):
+                silent_since = None  # the one that was tried has broken that one
+                continue
             exchange.begin()
             before = exchange.tokens, exchange.delivered
             try:
-                await self._while_it_leads(leader, self._attempt(leader, asked, exchange, sink))
+                attempt = self._attempt(leader, asked, exchange, case, sink)
+                await self._while_it_leads(leader, attempt)
                 return
             except Interrupted as interruption:
-                exchange.interrupted(fault=interruption.fault)
                 log.warning(
                     "a request is interrupted",
                     request_id=asked.scope["state"]["request_id"],
                     reason=str(interruption),
                     tokens=exchange.tokens,
                 )
-            self._check_faults(exchange)
+                self._judge(case, interruption)
             if (exchange.tokens, exchange.delivered) != before:
                 silent_since = None
                 backoff.reset()
@@ -158,6 +164,7 @@ class Gate:
         leader: LeaderAddress,
         asked: Asked,
         exchange: Exchange,
+        case: Case,
         sink: Sink,
     ) -> None:
         """One attempt, to the whole answer.  Raises Interrupted."""
@@ -167,7 +174,7 @@ class Gate:
                     await self._pass_on(answer, exchange, sink)
                 else:
                     sink.accepted()
-                    await self._take_records(answer, exchange, sink)
+                    await self._take_records(answer, exchange, case, sink)
         except httpx.TransportError as error:
             reason = f"the connection to rank 0 was lost ({type(error).__name__})"
             raise Interrupted(reason, fault=True) from error
@@ -179,14 +186,19 @@ class Gate:
                 f"The answer could not be continued after a failure (request id {request_id})."
             ) from error
 
-    async def _take_records(self, answer: Answer, exchange: Exchange, sink: Sink) -> None:
+    async def _take_records(
+        self, answer: Answer, exchange: Exchange, case: Case, sink: Sink
+    ) -> None:
         resuming = exchange.attempts > 1 and exchange.resumed
+        tokens = exchange.tokens
         async for records in answer.batches():
             try:
                 for record in records:
                     exchange.unsent.extend(exchange.take(record))
             finally:
                 # Before anything is sent: with the last byte the client may go, and this task with it.
+                if exchange.tokens > tokens:
+                    self._turns.got_token(case)
                 if resuming and exchange.answered:
                     resuming = False
                     self.resumed += 1
@@ -247,12 +259,34 @@ class Gate:
         """Who leads.  Raises NotReady, and Overloaded when too many new requests wait already."""
         if self.leadership.address is not None and seconds > 0:
             return self.leadership.address
-        new = not exchange.resumed
-        if new and self.waiting >= self.limits.waiting:
+        with self._waits(exchange):
+            return await self._in_time(seconds)
+
+    async def _turn(self, leader: LeaderAddress, exchange: Exchange, case: Case) -> bool:
+        """Wait while others are tried; False once somebody else leads.
+
+        Raises NotReady and Overloaded for new requests only: those that were interrupted have a right to go on,
+        and who is tried gets its token, or is given up.
+        """
+        if self._turns.is_due(case, leader):
+            return await self._turns.wait(case, leader)
+        new = not exchange.resumed and not case.faults
+        with self._waits(exchange):
+            try:
+                due = self._turns.wait(case, leader)
+                return await asyncio.wait_for(due, self.limits.timeout if new else None)
+            except asyncio.TimeoutError:
+                reason = "it is being found out which request breaks the engine"
+                raise NotReady(f"Nothing can be served: {reason}.") from None
+
+    @contextmanager
+    def _waits(self, exchange: Exchange) -> Iterator[None]:
+        """Raises Overloaded for one request too many that is new."""
+        if not exchange.resumed and self.waiting >= self.limits.waiting:
             raise Overloaded(f"{self.waiting} requests wait already: {self.leadership.reason}.")
         self._wait(1)
         try:
-            return await self._in_time(seconds)
+            yield
         except NotReady:
             metrics.ABANDONED.labels("no_leader").inc()
             raise
@@ -264,15 +298,17 @@ class Gate:
             raise NotReady(f"Nothing can be served: {self.leadership.reason}.")
         return await self.leadership.wait(seconds)
 
-    def _check_faults(self, exchange: Exchange) -> None:
-        if exchange.fruitless >= MOST_FRUITLESS:
-            metrics.ABANDONED.labels("faults").inc()
+    def _judge(self, case: Case, interruption: Interrupted) -> None:
+        """Raises FaultsAgain for a request that is found to be what breaks the engine."""
+        verdict = self._turns.end(case, fault=interruption.fault)
+        if verdict is Verdict.GOES_ON:
+            return
+        metrics.ABANDONED.labels("faults").inc()
+        if verdict is Verdict.FRUITLESS:
             raise FaultsAgain(
-                f"The engine failed {exchange.fruitless} times under this request without a token."
+                f"The engine failed {case.fruitless} times under this request without a token."
             )
-        if exchange.faults >= MOST_FAULTS:
-            metrics.ABANDONED.labels("faults").inc()
-            raise FaultsAgain(f"The engine failed {exchange.faults} times under this request.")
+        raise FaultsAgain(f"The engine failed {case.faults} times under this request.")
 
     @contextmanager
     def _counted(self) -> Iterator[None]:

@@ -14,7 +14,8 @@ from starlette.responses import JSONResponse
 from starlette.routing import Mount
 
 from launcher.door import LeaderAddress
-from launcher.frontdoor.gate import MOST_FAULTS
+from launcher.frontdoor import FrontDoor
+from launcher.frontdoor.suspects import MOST_FAULTS, MOST_FRUITLESS, SUSPICIOUS
 from pipeline.errors import BrokenOutput, EngineFault, EngineStopped
 from pipeline.request import GenerationRequest
 from server.node.serve import Listener, start_servers
@@ -197,16 +198,65 @@ async def test_a_request_that_gets_one_token_and_breaks_the_engine_is_given_up_t
         await rank0.stop()
 
 
+async def test_one_that_breaks_rank_0_is_given_up_and_its_company_is_not() -> None:
+    """All of them are new when rank 0 breaks: each might be the cause."""
+    lives: list[Rank0] = []
+
+    def breaks(request: GenerationRequest, place: int) -> bool:
+        """At first all have to wait for a token, and then only the one."""
+        return place == 0 and (request.params.seed == 99 or len(lives) <= SUSPICIOUS)
+
+    async def next_life(door: FrontDoor) -> None:
+        lives.append(Rank0(Steered(random.Random(1), stops_at=breaks)))
+        door.leader_changed(await lives[-1].start(len(lives)))
+
+    async def broken(door: FrontDoor) -> None:
+        door.leader_changed(None, "a rank has died")
+        await lives[-1].kill()
+        await next_life(door)
+
+    async with opened() as door, client_of(door) as client:
+        await next_life(door)
+        bodies = [{**SEEDED, "seed": seed, "stream": seed % 2 > 0} for seed in (99, *range(4))]
+        asked = [asyncio.create_task(client.post(CHAT, json=body)) for body in bodies]
+        for _ in range(SUSPICIOUS):
+            await soon(lambda: lives[-1].engine.running == len(bodies))
+            await broken(door)
+        while True:
+            await soon(lambda: lives[-1].engine.reached.is_set() or asked[0].done())
+            if asked[0].done():
+                break
+            await broken(door)
+        failed, *answers = await asyncio.wait_for(asyncio.gather(*asked), DEADLINE_S)
+        await lives[-1].stop()
+    assert failed.status_code == 500
+    assert failed.json()["error"]["code"] == "internal_error"
+    assert len(lives) - 1 <= SUSPICIOUS + MOST_FRUITLESS + 1
+    for seed, answer in enumerate(answers):
+        assert answer.status_code == 200, answer.text
+        assert texts(answer, 1) == texts(None, 1, seed)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_refusal_is_no_part_of_an_answer_that_has_begun(stream: bool) -> None:
     """As when the key has expired meanwhile."""
     first = Rank0(Steered(random.Random(1), stops_at=at(4)))
     refusing = Starlette(routes=[Mount("/", app=JSONResponse({"error": {}}, 401))])
     servers = await start_servers([Listener("inference", refusing, "127.0.0.1", 0)])
+    begun = asyncio.Event()
+
+    async def ask_for_all(client: httpx.AsyncClient) -> httpx.Response:
+        async with client.stream("POST", CHAT, json={**SEEDED, "stream": stream}) as response:
+            begun.set()
+            await response.aread()
+            return response
+
     async with opened() as door, client_of(door) as client:
         door.leader_changed(await first.start())
-        asked = asyncio.create_task(client.post(CHAT, json={**SEEDED, "stream": stream}))
+        asked = asyncio.create_task(ask_for_all(client))
         await asyncio.wait_for(first.engine.reached.wait(), DEADLINE_S)
+        if stream:  # else nothing is said before the end
+            await asyncio.wait_for(begun.wait(), DEADLINE_S)
         await first.kill()
         door.leader_changed(LeaderAddress(*servers.addresses["inference"], 2))
         answer = await asyncio.wait_for(asked, DEADLINE_S)
