@@ -81,6 +81,9 @@ class Cluster:
         front_door: the address of the launcher as the leader sees it, whose X-Forwarded-For is to be believed.
         """
         overrides = [*self._definitions(order), f"cluster.ranks=[{', '.join(order)}]"]
+        if len(order) == 1:  # there is no ring whose addresses would say where it is to listen
+            [member] = self.named(order)
+            overrides.append(f"{format_key(('nodes', member.name))}.host={member.host}")
         overrides += ["launcher.supervised=true", "observe.log_format=json"]
         overrides.append(f"launcher.nodes=[{', '.join(member.name for member in self.members)}]")
         if front_door is not None:

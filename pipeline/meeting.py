@@ -187,6 +187,8 @@ def _hosts(
     addresses = ring_addresses(len(cards))
     if addresses is not None:
         return tuple(addresses)
+    if len(cards) == 1 and config.launcher.supervised:
+        return (nodes[0].host,)  # no ring, but a launcher that may be on another machine
     if len({card.machine for card in cards}) == 1:
         return ("127.0.0.1",) * len(cards)
     hosts = [

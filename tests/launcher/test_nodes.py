@@ -78,6 +78,15 @@ def test_the_ranks_are_told_their_order(cluster: Cluster) -> None:
     assert config.launcher.supervised
 
 
+def test_the_last_node_is_told_where_it_is_looked_for(cluster: Cluster) -> None:
+    """Without a ring, nothing else says it."""
+    for member in cluster.members:
+        arguments, _ = cluster.arguments([member.name], loader())
+        [node] = settings(values(arguments)).config.nodes_of(1)
+        assert (node.name, node.host) == (member.name, member.host)
+        assert node.ports == member.node.ports
+
+
 def test_layers_given_by_hand_are_kept_where_they_fit(cluster: Cluster) -> None:
     arguments, note = cluster.arguments(["mini1", "mini2", "master"], loader("qwen2.5-7b"))
     assert note == ""
@@ -100,6 +109,8 @@ def test_nodes_without_a_name_keep_their_ports_in_every_epoch(tmp_path: Path) ->
     assert names == ["mini1", "mini2", "master", "node3", "node4"]
     arguments, _ = cluster.arguments(["node4", "mini2", "node3"], loader())
     nodes = settings(values(arguments)).config.nodes_of(3)
+    [last] = settings(values(cluster.arguments(["node4"], loader())[0])).config.nodes_of(1)
+    assert (last.host, last.ports) == ("127.0.0.1", cluster.members[4].node.ports)
     assert [node.ports for node in nodes] == [
         cluster.members[4].node.ports,
         cluster.members[1].node.ports,

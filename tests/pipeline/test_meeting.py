@@ -156,6 +156,15 @@ def test_without_a_hostfile_ranks_of_one_machine_are_on_the_loopback() -> None:
     assert sit(config, cards(config, 2, machine="one")).hosts == ("127.0.0.1", "127.0.0.1")
 
 
+def test_a_rank_that_is_alone_listens_where_its_launcher_looks_for_it() -> None:
+    """MLX gives it an empty hostfile."""
+    at = "nodes.mini1.host=10.0.0.1"
+    config = configured(at)
+    assert sit(config, cards(config, 1)).hosts == ("127.0.0.1",)
+    config = configured(at, "launcher.supervised=true")
+    assert sit(config, cards(config, 1)).hosts == ("10.0.0.1",)
+
+
 def test_without_a_hostfile_each_rank_says_where_it_is() -> None:
     config = configured()
     assert sit(config, cards(config, 3), rank=0).hosts == ("mini1.local", "host1", "host2")
