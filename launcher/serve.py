@@ -22,7 +22,7 @@ from launcher.hostfile import HostfileError, local_hostfile, read_hostfile
 from launcher.job import BACKENDS, GRACE, STARTING_PORT, JobError, JobSpec
 from launcher.logs import Lines, LogStream
 from launcher.nodes import Cluster
-from launcher.status import summary_of
+from launcher.status import status_of, summary_of
 from launcher.supervisor import Launch, Supervisor
 from server import garbage
 from server.access.errors import AccessError
@@ -161,6 +161,7 @@ async def _serve(launch: Launch, settings: Settings, cluster: Cluster) -> int:
         admin_routes(supervisor),
         lambda: summary_of(supervisor),
         supervisor.switch_for_request,
+        document=lambda: status_of(supervisor),
     )
     loop = asyncio.get_running_loop()
     numbers = [signal.SIGINT, signal.SIGTERM]

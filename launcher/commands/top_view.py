@@ -18,15 +18,16 @@ SHOWN_RECOVERIES = 3
 
 @dataclass(frozen=True)
 class Seen:
-    """picture: of /v1/cluster/events; status: of /admin/status, None without a launcher.
+    """picture: the latest of rank 0; status: the launcher's, None without one.
 
-    live: pictures come in; fault: why the latest attempt failed.
+    live: pictures come in; fault: why they do not; reachable: somebody answers at all.
     """
 
     picture: Document | None = None
     status: Document | None = None
     live: bool = False
     fault: str = ""
+    reachable: bool = True
 
 
 def screen(seen: Seen) -> RenderableType:
@@ -34,12 +35,13 @@ def screen(seen: Seen) -> RenderableType:
     if seen.picture is None and seen.status is None:
         return Text(seen.fault or "connecting")
     parts: list[RenderableType] = [_headline(seen)]
-    if seen.picture is not None:
-        parts.append(_load(seen.picture))
+    shown = seen.picture if seen.live else None  # figures of before tell nothing of now
+    if shown is not None:
+        parts.append(_load(shown))
     parts += ["", _nodes(seen)]
-    if seen.picture is not None:
-        parts += ["", _requests(seen.picture["requests"])]
-        parts += [Text(f"alert: {alert['message']}", "yellow") for alert in seen.picture["alerts"]]
+    if shown is not None:
+        parts += ["", _requests(shown["requests"])]
+        parts += [Text(f"alert: {alert['message']}", "yellow") for alert in shown["alerts"]]
     if seen.status is not None and seen.status["recoveries"]:
         parts += ["", *_recoveries(seen.status)]
     return Group(*parts)
@@ -48,6 +50,8 @@ def screen(seen: Seen) -> RenderableType:
 def _headline(seen: Seen) -> Text:
     picture, status = seen.picture, seen.status
     name = status["cluster"] if status else picture and picture["name"]
+    if not seen.reachable:
+        return Text(f"{name}: {seen.fault}; trying again", "bold red")
     if status is not None and status["state"] != "serving":
         return Text(f"{name}: {status['state']}, {status['reason']}", "bold red")
     if seen.fault:
@@ -89,7 +93,7 @@ def _nodes(seen: Seen) -> Table:
     )  # fmt: skip
     nodes = {node["node"]: node for node in (seen.picture or {}).get("nodes", [])}
     known = {node["name"]: node for node in (seen.status or {}).get("nodes", [])}
-    current = seen.status is None or seen.status["state"] == "serving"
+    current = seen.live and (seen.status is None or seen.status["state"] == "serving")
     for name in {**known, **nodes}:
         node = nodes.get(name) if current else None
         table.add_row(*_node_row(name, node, known.get(name), seen))

@@ -1,10 +1,10 @@
-"""Follows a cluster over HTTP: the pictures of rank 0, and the launcher's status; goes on after failovers."""
+"""Follows a cluster over HTTP, by the stream that has all of it; goes on after failovers."""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -13,76 +13,85 @@ import httpx
 
 from launcher.commands.top_view import Seen
 
+PATH = "/v1/cluster/events"
 PAUSE_S = 1.0
-STATUS_S = 5.0  # for an answer
-SILENCE_S = 8.0  # pictures come every second
+SILENCE_S = 8.0  # something comes every second
+JOIN_S = 2.0  # for the thread to end; it may be in the middle of a connection attempt
 
 
 class Watcher:
-    """`seen` is the latest of everything; written by threads of `running`, or by `first`."""
+    """`seen` is the latest of everything; written by the thread of `running`, or by `first`."""
 
-    def __init__(self, client: httpx.Client) -> None:
-        self._client = client
+    def __init__(self, client: httpx.Client, changed: Callable[[], None] = lambda: None) -> None:
+        """`changed` is called after each change, by whoever has made it."""
+        self._client, self._changed = client, changed
         self._ended = threading.Event()
-        self._lock = threading.Lock()
         self.seen = Seen()
 
     def first(self, seconds: float) -> Seen:
         """One look at everything."""
-        for look in (self._look, lambda: self._read(once=True, timeout=seconds)):
-            self._tried(look)
+        self._try(once=True, silence=seconds)
         return self.seen
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Keep it up to date."""
-        for look in (self._look, lambda: self._read(once=False, timeout=SILENCE_S)):
-            threading.Thread(target=self._repeat, args=[look], daemon=True).start()
+        thread = threading.Thread(target=self._run, daemon=True)
+        thread.start()
         try:
             yield
         finally:
             self._ended.set()
+            thread.join(JOIN_S)
 
-    def _repeat(self, look: Callable[[], None]) -> None:
+    def _run(self) -> None:
         while not self._ended.is_set():
-            self._tried(look)
+            self._try(once=False, silence=SILENCE_S)
             self._ended.wait(PAUSE_S)
 
-    def _tried(self, look: Callable[[], None]) -> None:
+    def _try(self, *, once: bool, silence: float) -> None:
+        fault = "the stream has ended"
         try:
-            look()
-        except httpx.HTTPStatusError as error:
-            self._note(fault=_reason(error.response))
-        except (httpx.HTTPError, ValueError) as error:
-            self._note(fault=str(error) or type(error).__name__)
-
-    def _look(self) -> None:
-        answer = self._client.get("/admin/status", timeout=STATUS_S)
-        if answer.status_code == 404:  # no launcher: rank 0 itself answers
-            return
-        self._note(status=answer.raise_for_status().json(), fault="")
-
-    def _read(self, *, once: bool, timeout: float) -> None:
-        try:
-            with self._client.stream("GET", "/v1/cluster/events", timeout=timeout) as events:
+            with self._client.stream("GET", PATH, timeout=silence) as events:
                 if events.is_error:
                     events.read()
-                events.raise_for_status()
-                for line in events.iter_lines():
-                    if line.startswith("data: "):
-                        picture = json.loads(line.removeprefix("data: "))
-                        self._note(picture=picture, live=True, fault="")
-                        if once:
-                            return
-                    if self._ended.is_set():
-                        return
-        finally:
-            if not once:
-                self._note(live=False)
+                    fault = _reason(events)
+                elif self._follow(events.iter_lines(), once):
+                    return
+        except (httpx.HTTPError, ValueError) as error:
+            fault = str(error) or type(error).__name__
+        self._note(live=False, reachable=False, fault=fault)
+
+    def _follow(self, lines: Iterable[str], once: bool) -> bool:
+        """Whether it was seen through, and not ended by the other side."""
+        for kind, data in _events(lines):
+            if kind == "launcher":
+                self._note(status=data, reachable=True)
+            elif kind == "gap":
+                self._note(live=False, fault=data["reason"])
+            elif "error" in data:  # rank 0 broke off
+                self._note(live=False, fault=data["error"]["message"])
+            else:
+                self._note(picture=data, live=True, reachable=True, fault="")
+            if self._ended.is_set() or (once and kind != "launcher"):
+                return True
+        return False
 
     def _note(self, **changes: Any) -> None:
-        with self._lock:
-            self.seen = replace(self.seen, **changes)
+        self.seen = replace(self.seen, **changes)
+        self._changed()
+
+
+def _events(lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Server-sent events: kind, empty where none is named, and data."""
+    kind = ""
+    for line in lines:
+        if line.startswith("event: "):
+            kind = line.removeprefix("event: ")
+        elif line.startswith("data: "):
+            yield kind, json.loads(line.removeprefix("data: "))
+        elif not line:
+            kind = ""
 
 
 def _reason(response: httpx.Response) -> str:

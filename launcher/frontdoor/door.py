@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import httpx
 import structlog
@@ -16,8 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from config import Config
 from launcher.door import LeaderAddress
+from launcher.frontdoor.events import LauncherEvents
 from launcher.frontdoor.gate import Gate, GateLimits
-from launcher.frontdoor.leadership import Leadership
+from launcher.frontdoor.leadership import Backoff, Leadership
 from launcher.frontdoor.sharing import Sharing
 from launcher.frontdoor.status import StatusRoutes
 from launcher.frontdoor.upstream import Upstream
@@ -33,6 +35,7 @@ from server.api.outer import guarded, outermost
 from server.dashboard import dashboard_routes
 from server.node.forward import Forwarder, ForwardLimits
 from server.node.serve import HttpServers, Listener, start_servers
+from server.observe.feed import MAX_VIEWERS
 from server.tls.contexts import launcher_tls
 from server.tls.gateway import GatewayTls, gateway_tls
 
@@ -53,11 +56,13 @@ class FrontDoor:
         status: Callable[[], dict[str, object]] = dict,
         switch_model: Callable[[str], None] = lambda model: None,
         neighbours: Sequence[str] = (),
+        document: Callable[[], dict[str, object]] | None = None,
     ) -> None:
         """admin_routes: tried first.  status: what the launcher adds to /health and /ready.
 
         switch_model: called with a configured model that a request wants and that is not loaded.
         neighbours: hosts that pass requests on and are believed for whom.
+        document: all of the launcher's status, for those who watch; None: they are shown what rank 0 has.
         """
         self._config, self._admin_routes, self._neighbours = config, admin_routes, neighbours
         gateway = config.api_gateway
@@ -82,6 +87,7 @@ class FrontDoor:
             switch_model,
         )
         self._status = StatusRoutes(self._leadership, self._ask_leader, status)
+        self._events = None if document is None else self._events_of(document)
         self._rules = RouteTable()
         self._forwarder: Forwarder | None = None
         self._closing: set[asyncio.Task[None]] = set()
@@ -113,6 +119,7 @@ class FrontDoor:
         routes = [
             *self._admin_routes,
             *self._status.routes(),
+            *(self._events.routes() if self._events is not None else ()),
             *dashboard_routes(launcher=bool(self._admin_routes)),
             Mount("/", app=self._pass),
         ]
@@ -128,6 +135,8 @@ class FrontDoor:
         """See launcher.door.Door."""
         if self._watch is not None:
             self._watch.cancel()
+        if self._events is not None:
+            self._events.end()
         if self._servers is not None:
             await self._servers.stop(int(grace))
         self._replace_forwarder(None)
@@ -135,6 +144,8 @@ class FrontDoor:
             closing = asyncio.gather(*self._closing, return_exceptions=True)
             await asyncio.wait_for(closing, max(1.0, grace))
         await self._upstream.close()
+        if self._events is not None:
+            await self._events.close()
 
     def leader_changed(
         self, address: LeaderAddress | None, reason: str = "", permanent: bool = False
@@ -143,10 +154,12 @@ class FrontDoor:
         if address != self._leadership.address:
             self._replace_forwarder(None if address is None else self._forwarder_to(address))
         self._leadership.change(address, reason, permanent)
+        self._tell()
 
     def drain(self, on: bool) -> None:
         """See launcher.door.Door."""
         self.gate.draining = on
+        self._tell()
 
     def in_flight(self) -> int:
         """See launcher.door.Door."""
@@ -161,6 +174,20 @@ class FrontDoor:
             "coalesced": 0 if self._sharing is None else self._sharing.coalesced,
             "draining": self.gate.draining,
         }
+
+    def _tell(self) -> None:
+        if self._events is not None:
+            self._events.changed()
+
+    def _events_of(self, document: Callable[[], dict[str, object]]) -> LauncherEvents:
+        viewers = replace(self._forward_limits, max_requests=MAX_VIEWERS)
+        network = self._config.network
+        return LauncherEvents(
+            document,
+            self._leadership,
+            Upstream(viewers, self._tls),
+            lambda: Backoff(network.retry_initial, network.retry_max),
+        )
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Anything that is not answered here."""

@@ -126,6 +126,27 @@ class Upstream:
         except httpx.TransportError:
             return None
 
+    @asynccontextmanager
+    async def watch(
+        self, leader: LeaderAddress, scope: Scope, silence_s: float
+    ) -> AsyncIterator[httpx.Response]:
+        """Pass a client's GET on to rank 0; its answer is still to come, and is never longer silent than that.
+
+        Raises httpx.TransportError, inside the context too.
+        """
+        timeout = {**self._client.timeout.as_dict(), "read": silence_s}
+        request = httpx.Request(
+            "GET",
+            self._url(leader, scope["raw_path"]),
+            headers=self._headers(scope),
+            extensions={**self._extensions(leader), "timeout": timeout},
+        )
+        response = await self._client.send(request, stream=True)
+        try:
+            yield response
+        finally:
+            await response.aclose()
+
     def _url(self, leader: LeaderAddress, target: bytes) -> httpx.URL:
         scheme = "http" if self._tls is None else "https"
         return httpx.URL(scheme=scheme, host=leader.host, port=leader.port, raw_path=target)
@@ -134,16 +155,21 @@ class Upstream:
         tls = self.tls_of(leader.node)
         return {} if tls is None else {"sni_hostname": tls.name}
 
+    def _headers(self, scope: Scope) -> list[tuple[bytes, bytes]]:
+        """The client's, with its address, which rank 0 believes of its neighbours."""
+        headers = [pair for pair in end_to_end(scope["headers"]) if pair[0] not in _REPLACED]
+        headers.append((REQUEST_ID.encode(), scope["state"]["request_id"].encode()))
+        if scope.get("client"):
+            headers.append((b"x-forwarded-for", scope["client"][0].encode()))
+        return headers
+
     def _request(self, leader: LeaderAddress, asked: Asked, exchange: Exchange) -> httpx.Request:
         scope, events = asked.scope, bytes(exchange.events)
         target: bytes = scope["raw_path"]
         if scope["query_string"]:
             target += b"?" + scope["query_string"]
-        headers = [pair for pair in end_to_end(scope["headers"]) if pair[0] not in _REPLACED]
-        headers.append((REQUEST_ID.encode(), scope["state"]["request_id"].encode()))
+        headers = self._headers(scope)
         headers.append((HEADER.encode(), exchange.context.header(len(events)).encode()))
-        if scope.get("client"):
-            headers.append((b"x-forwarded-for", scope["client"][0].encode()))
         return httpx.Request(
             "POST",
             self._url(leader, target),

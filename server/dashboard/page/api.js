@@ -45,7 +45,7 @@ async function reasonOf(response) {
   }
 }
 
-/** The data of server-sent events, as they come. */
+/** Server-sent events, as they come: {kind, data}. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
@@ -57,8 +57,13 @@ export async function* events(response) {
       const parts = text.split(/\r?\n\r?\n/);
       text = parts.pop();
       for (const part of parts) {
-        const data = part.split(/\r?\n/).filter((line) => line.startsWith("data:"));
-        if (data.length) yield data.map((line) => line.slice(5).trimStart()).join("\n");
+        let kind = "message";
+        const lines = [];
+        for (const line of part.split(/\r?\n/)) {
+          if (line.startsWith("data:")) lines.push(line.slice(5).trimStart());
+          else if (line.startsWith("event:")) kind = line.slice(6).trim();
+        }
+        if (lines.length) yield { kind, data: lines.join("\n") };
       }
     }
   } finally {

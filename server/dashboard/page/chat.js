@@ -88,8 +88,10 @@ export function chatView(section, store) {
       talk.push({ role: "assistant", content: shown.body.textContent });
       stop = null;
       log.removeAttribute("aria-busy");
+      const focused = document.activeElement === halt;
       show(halt, false);
       show(send, true);
+      if (focused) send.focus();
     }
   }
 
@@ -106,7 +108,7 @@ export function chatView(section, store) {
       max_tokens: Number(most.value),
     };
     const response = await request("POST", "v1/chat/completions", { body: asked, signal });
-    for await (const data of events(response)) {
+    for await (const { data } of events(response)) {
       if (data === "[DONE]") break;
       const chunk = JSON.parse(data);
       if (chunk.error) throw new Error(chunk.error.message);

@@ -53,7 +53,9 @@ export class Keyed {
       else this.parent.insertBefore(part.element, before);
     }
     for (const key of left) {
-      this.#parts.get(key).element.remove();
+      const { element } = this.#parts.get(key);
+      if (element.contains(document.activeElement)) document.getElementById("main").focus({ preventScroll: true });
+      element.remove();
       this.#parts.delete(key);
     }
   }

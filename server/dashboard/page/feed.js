@@ -1,51 +1,40 @@
-// Keeps the state up to date: pictures of rank 0 as they come, the launcher's status in between.
-// Both go on by themselves after a failover, and rest while nobody looks at the page.
+// Keeps the state up to date by one stream: pictures of rank 0, and what the launcher has to say of itself.
+// The launcher's stream outlives a failover; a stream that ends is opened again.  It rests while nobody looks.
 
 import { ApiError, events, json, request } from "./api.js";
 import { HISTORY_S } from "./store.js";
 
-const SILENCE_MS = 8000; // pictures come every second
+const SILENCE_MS = 8000; // something comes every second
 const RETRY_MS = [400, 800, 1500, 3000];
-const CALM_MS = 2000; // between two looks at the launcher
-const TENSE_MS = 700; // while nothing is served
 
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
-const awake = (state) => state.visible && !state.locked;
 
-export function follow(store) {
+export async function follow(store) {
   document.addEventListener("visibilitychange", () => store.set({ visible: !document.hidden }));
-  followPictures(store);
-  if (store.state.about.launcher) followLauncher(store);
-}
-
-async function followPictures(store) {
   for (let failures = 0; ; ) {
-    await store.until((state) => awake(state) && (!state.status || state.status.state === "serving"));
+    await store.until((state) => state.visible && !state.locked);
     try {
-      await readPictures(store, () => (failures = 0));
+      await read(store, () => (failures = 0));
     } catch (error) {
       lost(store, error);
     }
-    store.set({ live: false, history: remember(store.state.history, null) });
+    gap(store);
     await pause(RETRY_MS[Math.min(failures++, RETRY_MS.length - 1)]);
   }
 }
 
-async function readPictures(store, heard) {
+async function read(store, heard) {
   const stop = new AbortController();
   let patience = setTimeout(() => stop.abort(), SILENCE_MS);
   const resting = () => document.hidden && stop.abort();
   document.addEventListener("visibilitychange", resting);
   try {
     const response = await request("GET", "v1/cluster/events", { signal: stop.signal });
-    refreshModels(store);
-    for await (const data of events(response)) {
+    for await (const { kind, data } of events(response)) {
       clearTimeout(patience);
       patience = setTimeout(() => stop.abort(), SILENCE_MS);
       heard();
-      const picture = JSON.parse(data);
-      const history = remember(store.state.history, picture.tokens_per_s.generated);
-      store.set({ picture, history, live: true, reachable: true });
+      take(store, kind, JSON.parse(data));
     }
   } finally {
     clearTimeout(patience);
@@ -54,22 +43,19 @@ async function readPictures(store, heard) {
   }
 }
 
-async function followLauncher(store) {
-  for (;;) {
-    await store.until(awake);
-    await look(store);
-    await pause(store.state.live ? CALM_MS : TENSE_MS);
+function take(store, kind, told) {
+  if (kind === "launcher") store.set({ status: told, reachable: true });
+  else if (kind === "gap") gap(store, told.reason);
+  else if (told.error) throw new Error(told.error.message); // rank 0 broke off
+  else {
+    if (!store.state.live) refreshModels(store); // of a new rank 0, maybe
+    const history = remember(store.state.history, told.tokens_per_s.generated);
+    store.set({ picture: told, history, live: true, reachable: true });
   }
 }
 
-/** The launcher's status, now. */
-export async function look(store) {
-  try {
-    const status = await json("GET", "admin/status", { signal: AbortSignal.timeout(SILENCE_MS) });
-    store.set({ status, reachable: true });
-  } catch (error) {
-    lost(store, error, true);
-  }
+function gap(store, why = "") {
+  store.set({ live: false, why, history: remember(store.state.history, null) });
 }
 
 export async function refreshModels(store) {
@@ -80,11 +66,10 @@ export async function refreshModels(store) {
   }
 }
 
-/** decides: whether this tells that nobody is there; with a launcher, rank 0 may well be away. */
-function lost(store, error, decides = !store.state.about.launcher) {
+function lost(store, error) {
   if (error instanceof ApiError) {
     if (error.status === 401) store.set({ locked: error.message, me: null });
-  } else if (decides && error.name !== "AbortError") {
+  } else if (error.name !== "AbortError" || !document.hidden) {
     store.set({ reachable: false });
   }
 }

@@ -3,7 +3,6 @@
 import { json } from "./api.js";
 import { confirm } from "./dialog.js";
 import { h, say, show } from "./dom.js";
-import { look } from "./feed.js";
 import { may } from "./rights.js";
 
 const AUTO = "";
@@ -21,7 +20,7 @@ export function operateView(section, store) {
     try {
       const answer = await json(method, path, { body });
       say(said, done);
-      await look(store);
+      if (answer.object === "launcher") store.set({ status: answer });
       return answer;
     } catch (error) {
       say(said, error.message);

@@ -41,9 +41,10 @@ export function initialState() {
     locked: "", // why a key is asked for
     reachable: true,
     live: false, // pictures come in
+    why: "", // they do not, if the launcher says so
     visible: !document.hidden,
     picture: null, // of GET /v1/cluster/events
-    status: null, // of GET /admin/status; null without a launcher
+    status: null, // the launcher's, of the same stream; null without one
     models: [],
     history: [], // {at, rate}: of the last HISTORY_S seconds; rate null where nothing was heard
   };

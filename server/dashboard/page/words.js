@@ -48,14 +48,14 @@ function sentence(text) {
 
 /** What is going on, in a sentence or two, and how grave it is: good, note, bad. */
 export function story(state) {
-  const { picture, status, locked, reachable, live } = state;
+  const { picture, status, locked, reachable, live, why } = state;
   if (locked) return { tone: "note", text: "A key is needed to look inside." };
   if (!reachable) return { tone: "bad", text: "The server does not answer. Trying again." };
   if (status && status.state !== "serving") {
     return { tone: "bad", text: `${sentence(status.state)} ${sentence(status.reason)}`.trim() };
   }
   if (!picture) return { tone: "note", text: "Connecting." };
-  if (!live) return { tone: "bad", text: "The connection to rank 0 was lost. Trying again." };
+  if (!live) return { tone: "bad", text: `${sentence(why || "The connection to rank 0 was lost")} Trying again.` };
   if (picture.status === "starting" || picture.status === "failing") {
     return { tone: "bad", text: `${sentence(picture.status)} ${sentence(picture.reason)}`.trim() };
   }

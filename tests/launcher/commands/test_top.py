@@ -14,7 +14,7 @@ from rich.console import Console
 
 from launcher.commands import top
 from launcher.commands.top_view import Seen, screen
-from launcher.commands.watcher import Watcher
+from launcher.commands.watcher import PATH, Watcher
 
 
 def node(rank: int, name: str) -> dict[str, Any]:
@@ -121,23 +121,20 @@ def test_without_a_launcher_rank_0_tells_all() -> None:
 
 
 class Gateway(BaseHTTPRequestHandler):
-    """Answers as a cluster; its stream ends after each picture, as in a failover."""
+    """Answers as a cluster; its stream ends after each picture, as when it is stopped."""
 
     launcher = True
 
     def do_GET(self) -> None:
-        if self.path == "/admin/status" and self.launcher:
-            self._answer(200, json.dumps(STATUS))
-        elif self.path == "/v1/cluster/events":
-            self._answer(200, f": ping\n\ndata: {json.dumps(PICTURE)}\n\n")
-        else:
-            self._answer(404, '{"error": {"message": "Not Found."}}')
-
-    def _answer(self, status: int, body: str) -> None:
-        self.send_response(status)
-        self.send_header("content-length", str(len(body.encode())))
+        if self.path != PATH:
+            self.send_error(404)
+            return
+        told = f"event: launcher\ndata: {json.dumps(STATUS)}\n\n" if self.launcher else ""
+        body = f": ping\n\n{told}data: {json.dumps(PICTURE)}\n\n".encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body.encode())
+        self.wfile.write(body)
 
     def log_message(self, *_: object) -> None: ...
 
@@ -157,19 +154,61 @@ def test_once(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "mini1 leads" in capsys.readouterr().out
 
 
+def test_into_a_pipe_it_is_printed_once(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert top.run(["--url", url]) == 0
+    assert "mini1 leads" in capsys.readouterr().out
+
+
 def test_it_asks_again_after_a_stream_has_ended(url: str) -> None:
     again = threading.Event()
-    seen: list[Any] = []
+    seen: list[bool] = []
 
-    class Counted(Watcher):
-        def _note(self, **changes: Any) -> None:
-            super()._note(**changes)
-            seen.extend(["picture"] if "picture" in changes else [])
-            if len(seen) > 1:
-                again.set()
+    def changed() -> None:
+        seen.append(watcher.seen.live)
+        if seen.count(True) > 1:
+            again.set()
 
-    with httpx.Client(base_url=url, trust_env=False) as client, Counted(client).running():
-        assert again.wait(60)
+    with httpx.Client(base_url=url, trust_env=False) as client:
+        watcher = Watcher(client, changed)
+        with watcher.running():
+            assert again.wait(60)
+    assert False in seen[seen.index(True) :]
+
+
+def test_while_rank_0_is_away_the_launcher_is_believed() -> None:
+    seen: list[Seen] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        events = [
+            ("launcher", STATUS),
+            ("", PICTURE),
+            ("gap", {"reason": "mini1 is dead"}),
+            ("launcher", {**STATUS, "state": "waiting", "reason": "mini1 is dead"}),
+        ]
+        named = {"": ""} | {kind: f"event: {kind}\n" for kind in ("launcher", "gap")}
+        text = "".join(f"{named[kind]}data: {json.dumps(data)}\n\n" for kind, data in events)
+        return httpx.Response(200, text=text)
+
+    done = threading.Event()
+
+    def changed() -> None:
+        seen.append(watcher.seen)
+        if not watcher.seen.reachable:
+            done.set()
+
+    with httpx.Client(transport=httpx.MockTransport(answer), base_url="http://x") as client:
+        watcher = Watcher(client, changed)
+        with watcher.running():
+            assert done.wait(60)
+    headlines = [text(each).splitlines()[0] for each in seen[:5]]
+    assert headlines == [
+        "home: serving",
+        "home: ok, tiny on 2 nodes, mini1 leads, epoch 4, up 2 h 1 min",
+        "home: mini1 is dead",
+        "home: waiting, mini1 is dead",
+        "home: the stream has ended; trying again",
+    ]
+    assert [("41.5" in text(each)) for each in seen[:5]] == [False, True, False, False, False]
 
 
 def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
