@@ -6,11 +6,12 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 QUIT = b"qQ\x03\x04"  # Ctrl-C and Ctrl-D, where a terminal gives them as characters
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 READ = 1024  # bytes
 
 
@@ -24,7 +25,7 @@ class Terminal:
 
     def wake(self) -> None:
         """End a wait; from any thread, and from a signal handler."""
-        with suppress(BlockingIOError):  # so many wakes are under way already
+        with suppress(OSError):  # so many wakes are under way already, or it is over
             os.write(self._wake, b"\0")
 
     def end(self, *_: int | FrameType | None) -> None:
@@ -55,13 +56,14 @@ def _pressed(keys: int | None) -> bytes:
 
 @contextmanager
 def terminal() -> Iterator[Terminal]:
-    """Keys come as they are pressed; a new size of the window wakes, and SIGTERM ends, as q does."""
+    """Keys come as they are pressed; a new size of the window wakes, and signals end as q does."""
     wakes = os.pipe()
     for end in wakes:
         os.set_blocking(end, False)
     keys = sys.stdin.fileno() if sys.stdin.isatty() else None
     made = Terminal(keys, wakes)
-    handlers = {signal.SIGTERM: made.end, signal.SIGWINCH: lambda *_: made.wake()}
+    handlers: dict[int, Callable[..., None]] = dict.fromkeys(ENDING, made.end)
+    handlers[signal.SIGWINCH] = lambda *_: made.wake()
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         with _each_key(keys):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import sys
 from collections.abc import Sequence
@@ -72,7 +71,6 @@ def _live(client: httpx.Client, console: Console) -> int:
         with (
             watcher.running(),
             Live(screen(Seen()), console=console, screen=True, auto_refresh=False) as live,
-            contextlib.suppress(KeyboardInterrupt),
         ):
             while shown.wait(REFRESH_S):
                 live.update(screen(watcher.seen), refresh=True)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
 Document = dict[str, Any]
 
 NONE = "-"
+COLUMNS = (
+    "node", ">rank", ">layers", "state", ">busy", ">GPU", ">memory", ">CPU", ">temp", ">beat", "note"
+)  # fmt: skip
+FIRST_TO_GO = ("temp", "CPU", "GPU", "beat", "memory", "rank", "layers")
+ENDLESS = 10_000  # columns
 SHOWN_REQUESTS = 10
 SHOWN_RECOVERIES = 3
 
@@ -38,7 +44,7 @@ def screen(seen: Seen) -> RenderableType:
     shown = seen.picture if seen.live else None  # figures of before tell nothing of now
     if shown is not None:
         parts.append(_load(shown))
-    parts += ["", _nodes(seen)]
+    parts += ["", _Nodes(seen)]
     if shown is not None:
         parts += ["", _requests(shown["requests"])]
         parts += [Text(f"alert: {alert['message']}", "yellow") for alert in shown["alerts"]]
@@ -81,26 +87,51 @@ def _load(picture: Document) -> Text:
 
 
 def _table(*columns: str) -> Table:
+    """Of columns that are cut, never wrapped, where the window is too narrow."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in columns:
-        table.add_column(column.lstrip(">"), justify="right" if column[0] == ">" else "left")
+        table.add_column(
+            column.lstrip(">"), justify="right" if column[0] == ">" else "left", no_wrap=True
+        )
     return table
 
 
-def _nodes(seen: Seen) -> Table:
-    table = _table(
-        "node", ">rank", ">layers", "state", ">busy", ">GPU", ">memory", ">CPU", ">temp", ">beat", "note"
-    )  # fmt: skip
-    nodes = {node["node"]: node for node in (seen.picture or {}).get("nodes", [])}
-    known = {node["name"]: node for node in (seen.status or {}).get("nodes", [])}
-    current = seen.live and (seen.status is None or seen.status["state"] == "serving")
-    for name in {**known, **nodes}:
-        node = nodes.get(name) if current else None
-        table.add_row(*_node_row(name, node, known.get(name), seen))
-    return table
+@dataclass(frozen=True)
+class _Nodes:
+    """The nodes, with as many columns as fit."""
+
+    seen: Seen
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        endless = options.update(max_width=ENDLESS)
+        left_out: set[str] = set()
+        table = self._table(left_out)
+        for title in FIRST_TO_GO:
+            if console.measure(table, options=endless).maximum <= options.max_width:
+                break
+            left_out.add(title)
+            table = self._table(left_out)
+        table.columns[0].max_width = options.max_width // 2  # of the rest something is to be seen
+        yield table
+
+    def _table(self, left_out: Collection[str]) -> Table:
+        shown = [title for title in COLUMNS if title.lstrip(">") not in left_out]
+        table = _table(*shown)
+        for cells in self._rows():
+            table.add_row(*(cells[title.lstrip(">")] for title in shown))
+        return table
+
+    def _rows(self) -> Iterator[dict[str, str]]:
+        seen = self.seen
+        nodes = {node["node"]: node for node in (seen.picture or {}).get("nodes", [])}
+        known = {node["name"]: node for node in (seen.status or {}).get("nodes", [])}
+        current = seen.live and (seen.status is None or seen.status["state"] == "serving")
+        for name in {**known, **nodes}:
+            node = nodes.get(name) if current else None
+            yield _cells(name, node, known.get(name), seen)
 
 
-def _node_row(name: str, node: Document | None, known: Document | None, seen: Seen) -> list[str]:
+def _cells(name: str, node: Document | None, known: Document | None, seen: Seen) -> dict[str, str]:
     leader = seen.status["leader"] if seen.status else node and node["leader"] and name
     node = node or {}
     known = known or {}
@@ -108,19 +139,20 @@ def _node_row(name: str, node: Document | None, known: Document | None, seen: Se
     rank = known["rank"] if known else node.get("rank")
     first, last = _layers(node, known)
     load, temperature = node.get("load"), machine.get("temperature_c")
-    return [
-        f"* {name}" if name == leader else f"  {name}",
-        NONE if rank is None else str(rank),
-        NONE if first is None else f"{first}-{last}",
-        str(node.get("state") or known.get("state") or NONE),
-        NONE if load is None else f"{load:.0%}",
-        _bytes(gpu.get("active_bytes")),
-        f"{_bytes(machine.get('memory_used'))}/{_bytes(machine.get('memory_total'))}",
-        f"{machine['cpu_percent']:.0f} %" if machine else NONE,
-        NONE if temperature is None else f"{temperature:.0f} °C",
-        _span(node.get("heartbeat_age_s", known.get("heartbeat_age_s"))),
-        _note(known),
-    ]
+    told = known if seen.reachable else {}  # what was so before may be so no more
+    return {
+        "node": f"* {name}" if name == leader else f"  {name}",
+        "rank": NONE if rank is None else str(rank),
+        "layers": NONE if first is None else f"{first}-{last}",
+        "state": str(node.get("state") or told.get("state") or NONE),
+        "busy": NONE if load is None else f"{load:.0%}",
+        "GPU": _bytes(gpu.get("active_bytes")),
+        "memory": _part(machine.get("memory_used"), machine.get("memory_total")),
+        "CPU": f"{machine['cpu_percent']:.0f} %" if machine else NONE,
+        "temp": NONE if temperature is None else f"{temperature:.0f} °C",
+        "beat": _span(node.get("heartbeat_age_s", told.get("heartbeat_age_s"))),
+        "note": _note(known),
+    }
 
 
 def _layers(node: Document, known: Document) -> tuple[int | None, int | None]:
@@ -184,6 +216,17 @@ def _span(seconds: float | None) -> str:
 
 def _rate(value: float | None) -> str:
     return NONE if value is None else f"{value:.1f}"
+
+
+def _part(used: float | None, total: float | None) -> str:
+    if used is None or total is None:
+        return NONE
+    some, unit = _bytes(used).split()
+    return (
+        f"{some}/{_bytes(total)}"
+        if _bytes(total).endswith(unit)
+        else f"{_bytes(used)}/{_bytes(total)}"
+    )
 
 
 def _bytes(count: float | None) -> str:

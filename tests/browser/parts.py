@@ -12,7 +12,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from chaoslib.cluster import Cluster
 from tests.cluster.harness import environment
-from tests.cluster.tiny import make_folder
+from tests.cluster.tiny import make_folder, tokenizer
 
 DEADLINE_MS = 180_000
 LONG = (
@@ -62,8 +62,11 @@ def endless_model(folder: Path) -> Path:
     (model / "chat_template.jinja").write_text(TEMPLATE)
     path = model / "config.json"
     config = json.loads(path.read_text())
-    config |= {"max_position_embeddings": 4 * LONG, "eos_token_id": config["vocab_size"]}
-    path.write_text(json.dumps(config))
+    beyond = config["vocab_size"]
+    path.write_text(
+        json.dumps(config | {"max_position_embeddings": 4 * LONG, "eos_token_id": beyond})
+    )
+    tokenizer(beyond + 1).save_pretrained(model)
     return model
 
 

@@ -16,11 +16,11 @@ playwright = pytest.importorskip("playwright.sync_api", reason="needs ./scripts/
 from axe_playwright_python.sync_playwright import Axe  # noqa: E402
 from playwright.sync_api import Browser, Locator, Page, expect  # noqa: E402
 
+from chaoslib.cluster import MODEL  # noqa: E402
 from screenshot_dashboard import SHOTS, opened  # noqa: E402
 from tests.browser.parts import (  # noqa: E402
     DEADLINE_MS,
     LONG,
-    MODEL,
     OTHER,
     Errors,
     Supervised,

@@ -4,6 +4,8 @@ import { h, Keyed, say, show } from "./dom.js";
 import { hueOf, nodesOf } from "./nodes.js";
 import { bytes, NONE, percent, span } from "./words.js";
 
+const MANY = 4; // nodes, beyond which they stand below the ring, side by side
+
 export function nodesView(list) {
   let latest;
   const rows = new Keyed(list, (node) => node.name, () => card());
@@ -13,7 +15,7 @@ export function nodesView(list) {
     const state = h("span", { class: "node-state" });
     const where = h("p", { class: "node-where" });
     const note = h("p", { class: "node-note" });
-    const [gpu, memory] = [meter("GPU memory", true), meter("Memory", true)];
+    const [gpu, memory] = [meter("GPU", true), meter("Memory", true)];
     const [cpu, busy] = [meter("CPU", false), meter("Stage busy", false)];
     const facts = h("p", { class: "node-facts" });
     const element = h(
@@ -31,6 +33,7 @@ export function nodesView(list) {
         element.className = `node hue-${hueOf(node.name, latest)} is-${node.state}`;
         element.classList.toggle("out", node.out);
         say(name, node.name);
+        name.title = node.name;
         show(tag, node.leads);
         say(state, stateOf(node));
         say(where, whereOf(node));
@@ -47,7 +50,9 @@ export function nodesView(list) {
   }
   return (state) => {
     latest = state;
-    rows.update(nodesOf(state));
+    const nodes = nodesOf(state);
+    list.parentElement.classList.toggle("many", nodes.length > MANY);
+    rows.update(nodes);
   };
 }
 
@@ -73,15 +78,18 @@ function factsOf(node) {
   const parts = [];
   if (node.weights) parts.push(`weights ${bytes(node.weights)}`);
   if (node.machine?.temperature_c != null) parts.push(`${Math.round(node.machine.temperature_c)} °C`);
-  if (node.machine?.power_w != null) parts.push(`${node.machine.power_w.toFixed(1)} W`);
-  if (node.beat !== null) parts.push(`heartbeat ${span(node.beat)} ago`);
+  if (node.machine?.power_w != null) parts.push(`${node.machine.power_w.toFixed(0)} W`);
+  if (node.beat !== null) parts.push(`heartbeat ${span(node.beat)}`);
   if (node.failures) parts.push(`failed ${node.failures} ×`);
-  return parts.join(" · ") || NONE;
+  return parts.map((part) => part.replaceAll(" ", "\u00a0")).join(" · ") || NONE; // none is torn apart
 }
 
 function part(used, total) {
   if (used == null) return [null, NONE];
-  return total ? [used / total, `${bytes(used)} / ${bytes(total)}`] : [null, bytes(used)];
+  if (!total) return [null, bytes(used)];
+  const [some, all] = [bytes(used), bytes(total)];
+  const unit = all.slice(all.indexOf(" "));
+  return [used / total, `${some.endsWith(unit) ? some.slice(0, -unit.length) : some} / ${all}`];
 }
 
 /** scarce: that little is left is bad. */

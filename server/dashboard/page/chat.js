@@ -27,11 +27,8 @@ export function chatView(section, store) {
       { class: "row" },
       send,
       halt,
-      h("label", { for: "temperature" }, "temperature"),
-      heat,
-      h("label", { for: "most" }, "at most"),
-      most,
-      h("span", {}, "tokens"),
+      h("span", { class: "pair" }, h("label", { for: "temperature" }, "temperature"), heat),
+      h("span", { class: "pair" }, h("label", { for: "most" }, "at most"), most, "tokens"),
     ),
   );
   const denied = h("p", { class: "quiet", hidden: true }, "Chatting takes a key with the role user.");

@@ -10,12 +10,15 @@ const PHASES = [
   ["load_s", "load"],
 ];
 
+const SHOWN = 6;
+
 export function eventsView(place) {
   const alerts = h("ul", { class: "alerts" });
   const calm = h("p", { class: "quiet" }, "No alerts.");
   const failovers = h("ol", { class: "failovers", reversed: true });
   const none = h("p", { class: "quiet" });
-  place.replaceChildren(calm, alerts, none, failovers);
+  const more = h("p", { class: "quiet", hidden: true });
+  place.replaceChildren(calm, alerts, none, failovers, more);
   let drawn = "";
   return ({ picture, status, live, about }) => {
     const found = live ? picture.alerts : [];
@@ -28,7 +31,10 @@ export function eventsView(place) {
     if (shape === drawn) return;
     drawn = shape;
     alerts.replaceChildren(...found.map((alert) => h("li", {}, alert.message)));
-    failovers.replaceChildren(...entries.toReversed().map(failover));
+    failovers.replaceChildren(...entries.slice(-SHOWN).toReversed().map(failover));
+    const earlier = (status?.recoveries_total ?? 0) - Math.min(SHOWN, entries.length);
+    show(more, earlier > 0);
+    say(more, `And ${count(earlier, "earlier one")}.`);
   };
 }
 

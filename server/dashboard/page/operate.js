@@ -116,7 +116,7 @@ function settingsForm(act) {
   const value = h("input", { id: "value", autocomplete: "off", spellcheck: "false" });
   const form = h(
     "form",
-    { class: "row labelled", onsubmit: apply },
+    { class: "row labelled", hidden: true, onsubmit: apply },
     h("label", { for: "setting" }, "Setting"),
     key,
     h("label", { class: "unseen", for: "value" }, "Value"),
@@ -132,6 +132,7 @@ function settingsForm(act) {
   function take({ data }) {
     const chosen = key.value;
     values = new Map(data.filter((each) => each.dynamic).map((each) => [each.key, each.value]));
+    show(form, values.size > 0);
     key.replaceChildren(...[...values.keys()].map((name) => h("option", { value: name }, name)));
     if (values.has(chosen)) key.value = chosen;
     fillIn();

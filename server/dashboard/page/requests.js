@@ -12,7 +12,7 @@ export function requestsView(place, store) {
   const head = ["Request", "Who", "State", "Prompt", "Output", "Age", ""].map((title) =>
     h("th", { scope: "col" }, title || h("span", { class: "unseen" }, "Action")),
   );
-  const table = h("table", {}, h("thead", {}, h("tr", {}, head)), body);
+  const table = h("table", {}, h("thead", {}, h("tr", { class: "ends" }, head)), body);
   const scroll = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Requests in flight" }, table);
   place.replaceChildren(none, scroll, said);
 
@@ -26,14 +26,15 @@ export function requestsView(place, store) {
   }
 
   const rows = new Keyed(body, (request) => request.id, ({ id }) => {
-    const cells = ["", "", "number", "number", "number"].map((kind) => h("td", { class: kind }));
+    const cells = ["who", "", "number", "number", "number"].map((kind) => h("td", { class: kind }));
     const end = h("button", { type: "button", class: "small", "aria-label": `End request ${id}`, onclick: () => cancel(id) }, "End");
-    const element = h("tr", {}, h("th", { scope: "row", class: "id", title: id }, id), cells, h("td", {}, end));
+    const element = h("tr", { class: "ends" }, h("th", { scope: "row", class: "id", title: id }, id), cells, h("td", {}, end));
     return {
       element,
       update(request) {
-        const copies = request.sequences > 1 ? `, ${request.sequences} sequences` : "";
+        const copies = request.sequences > 1 ? ` × ${request.sequences}` : "";
         say(cells[0], request.principal);
+        cells[0].title = request.principal;
         say(cells[1], request.state + copies);
         say(cells[2], String(request.prompt_tokens));
         say(cells[3], `${request.output_tokens} / ${request.max_tokens}`);

@@ -7,13 +7,14 @@ import { rate } from "./words.js";
 const RADIUS = 104;
 const GAP = 0.05; // radians between two arcs
 const TURN = 2 * Math.PI;
+const LONGEST = 9; // letters of a name that fit beside the ring
 
 export function ringView(figure) {
   const arcs = s("g");
   const flow = s("circle", { r: 84, class: "flow" });
   const number = s("text", { class: "ring-number", y: 4, "text-anchor": "middle" }, "–");
   const unit = s("text", { class: "ring-unit", y: 26, "text-anchor": "middle" }, "tokens/s");
-  const svg = s("svg", { viewBox: "-190 -150 380 300", role: "img" }, arcs, flow, number, unit);
+  const svg = s("svg", { viewBox: "-210 -150 420 300", role: "img" }, arcs, flow, number, unit);
   figure.replaceChildren(svg);
   let drawn = "";
   return (state) => {
@@ -67,6 +68,12 @@ function at(angle, radius) {
   return [radius * Math.cos(angle), radius * Math.sin(angle)].map((value) => value.toFixed(2));
 }
 
+/** Names of a kind differ at their ends. */
+function short(name) {
+  const bare = name.replace(/\.local$/, "");
+  return bare.length > LONGEST ? `${bare.slice(0, 3)}…${bare.slice(3 - LONGEST + 1)}` : bare;
+}
+
 function label(node, angle) {
   const [x, y] = at(angle, RADIUS + 20);
   const sideways = Math.abs(Math.cos(angle)) > 0.25;
@@ -76,7 +83,8 @@ function label(node, angle) {
   return s(
     "g",
     { transform: `translate(${x} ${Number(y) + drop})`, "text-anchor": anchor },
-    s("text", { class: "ring-name" }, node.leads ? `★ ${node.name}` : node.name),
+    s("title", {}, node.name),
+    s("text", { class: "ring-name" }, node.leads ? `★ ${short(node.name)}` : short(node.name)),
     s("text", { class: "ring-layers", y: 15 }, layers),
   );
 }

@@ -25,7 +25,7 @@ export function span(seconds) {
 
 export function rate(value) {
   if (value == null) return NONE;
-  return value < 9.95 ? value.toFixed(1) : Math.round(value).toLocaleString("en");
+  return value && value < 9.95 ? value.toFixed(1) : Math.round(value).toLocaleString("en");
 }
 
 export function percent(share) {
@@ -43,7 +43,14 @@ export function clock(seconds) {
 function sentence(text) {
   const trimmed = String(text).trim();
   if (!trimmed) return "";
-  return trimmed[0].toUpperCase() + trimmed.slice(1) + (/[.!?]$/.test(trimmed) ? "" : ".");
+  const name = trimmed.split(" ", 1)[0].includes("_"); // of a setting or a figure
+  return (name ? trimmed[0] : trimmed[0].toUpperCase()) + trimmed.slice(1) + (/[.!?]$/.test(trimmed) ? "" : ".");
+}
+
+/** A state and its reason, which may have the word in it. */
+function told({ state, reason }) {
+  if (!reason || reason.includes(state)) return sentence(reason || state);
+  return sentence(`${state}: ${reason}`);
 }
 
 /** What is going on, in a sentence or two, and how grave it is: good, note, bad. */
@@ -52,12 +59,13 @@ export function story(state) {
   if (locked) return { tone: "note", text: "A key is needed to look inside." };
   if (!reachable) return { tone: "bad", text: "The server does not answer. Trying again." };
   if (status && status.state !== "serving") {
-    return { tone: "bad", text: `${sentence(status.state)} ${sentence(status.reason)}`.trim() };
+    const first = status.state === "starting" && status.epoch <= 1; // nothing has broken
+    return { tone: first ? "note" : "bad", text: told(status) };
   }
   if (!picture) return { tone: "note", text: "Connecting." };
   if (!live) return { tone: "bad", text: `${sentence(why || "The connection to rank 0 was lost")} Trying again.` };
   if (picture.status === "starting" || picture.status === "failing") {
-    return { tone: "bad", text: `${sentence(picture.status)} ${sentence(picture.reason)}`.trim() };
+    return { tone: "bad", text: told({ state: picture.status, reason: picture.reason }) };
   }
   const parts = [
     `${status?.draining ? "Draining" : "Serving"} ${picture.model} on ${count(picture.size, "node")}`,

@@ -83,8 +83,8 @@ STATUS: dict[str, Any] = {
 }
 
 
-def text(seen: Seen) -> str:
-    console = Console(width=160, markup=False, highlight=False, color_system=None)
+def text(seen: Seen, width: int = 160) -> str:
+    console = Console(width=width, markup=False, highlight=False, color_system=None)
     with console.capture() as captured:
         console.print(screen(seen))
     return captured.get()
@@ -98,7 +98,7 @@ def test_everything_is_shown_without_colour_and_no_text_is_taken_for_markup() ->
         "running 1, waiting 2",
         "* mini1",
         "3.0 GB",
-        "8.0 GB/16.0 GB",
+        "8.0/16.0 GB",
         "51 °C",
         "kept out for 12 s, failed 2 times",
         "[red]req",
@@ -114,6 +114,24 @@ def test_a_failover_is_told_and_old_figures_are_not() -> None:
     shown = text(Seen(PICTURE, waiting, live=False))
     assert "home: waiting, mini2 is dead" in shown
     assert "51 °C" not in shown
+
+
+@pytest.mark.parametrize("width", [200, 100, 80, 60, 40])
+def test_a_node_takes_one_line_however_narrow_the_window(width: int) -> None:
+    name = "mac-studio-of-the-living-room"
+    picture = {**PICTURE, "nodes": [node(rank, f"{name}-{rank}") for rank in range(8)]}
+    lines = text(Seen(picture, None, live=True), width).splitlines()
+    assert max(map(len, lines)) <= width
+    start = next(i for i, line in enumerate(lines) if line.startswith("node"))
+    rows = lines[start + 1 : start + 9]
+    assert all("mac" in row and "rea" in row for row in rows), rows
+    assert ("51 °C" in rows[0]) == (width == 200)
+
+
+def test_of_a_launcher_that_is_gone_nothing_is_said_to_be_so_now() -> None:
+    shown = text(Seen(PICTURE, STATUS, fault="connection refused", reachable=False))
+    assert "home: connection refused; trying again" in shown
+    assert "ready" not in shown
 
 
 def test_without_a_launcher_rank_0_tells_all() -> None:
