@@ -2,9 +2,10 @@
 """Measure what an idle server costs: CPU seconds per second of every process, mlx.launch included.
 
     python scripts/bench_idle.py
-    python scripts/bench_idle.py --targets ours:3 mlx_lm mlx_lm_pipeline:3 --window 30 --rounds 3
+    python scripts/bench_idle.py --targets supervised:3 mlx_lm mlx_lm_pipeline:3 --window 30 --rounds 3
 
 The server has answered a request before, so that it is idle and not just started.  1.000 is one whole core.
+`starters` is what the launcher and mlx.launch use together.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ COLUMNS = (
     Column("process", "process"),
     Column("cores", "CPU s per s", ".4f"),
 )
-TOTAL = "all"
+TOTAL, STARTERS = "all", "starters"
 
 
 def cpu_seconds(process: psutil.Process) -> float:
@@ -58,7 +59,11 @@ def measure(server: LocalServer, window: float) -> list[dict[str, Any]]:
         {"server": server.label, "process": name, "cores": cores}
         for name, cores in sorted(zip(roles, used, strict=True))
     ]
-    return [*rows, {"server": server.label, "process": TOTAL, "cores": sum(used)}]
+    starting = [
+        c for name, c in zip(roles, used, strict=True) if name in ("launcher", "mlx.launch")
+    ]
+    sums = {STARTERS: sum(starting), TOTAL: sum(used)}
+    return rows + [{"server": server.label, "process": n, "cores": c} for n, c in sums.items()]
 
 
 def one_round(
@@ -89,7 +94,8 @@ def draw(summary: Sequence[dict[str, Any]], path: Path) -> None:
     figure = new_figure(1)
     axes = figure.axes[0]
     bottom = dict.fromkeys((row["server"] for row in summary), 0.0)
-    for process in dict.fromkeys(row["process"] for row in summary if row["process"] != TOTAL):
+    processes = dict.fromkeys(row["process"] for row in summary)
+    for process in [name for name in processes if name not in (TOTAL, STARTERS)]:
         own = [row for row in summary if row["process"] == process]
         names, heights = [row["server"] for row in own], [row["cores"] for row in own]
         axes.bar(names, heights, bottom=[bottom[name] for name in names], label=process)
@@ -106,8 +112,9 @@ def parse_arguments() -> argparse.Namespace:
         "--targets",
         nargs="+",
         type=Target.parse,
-        default=[Target.parse("ours:3"), Target.parse("mlx_lm_pipeline:3")],
-        help="ours:N mlx_lm mlx_lm_pipeline:N; default: ours:3 mlx_lm_pipeline:3",
+        default=[Target.parse("supervised:3"), Target.parse("mlx_lm_pipeline:3")],
+        help="supervised:N, ours:N (without its launcher), mlx_lm, mlx_lm_pipeline:N; default: supervised:3"
+        " mlx_lm_pipeline:3",
     )
     add_setup_arguments(parser)
     args = parse(parser)

@@ -35,6 +35,7 @@ from chaoslib.load import Load
 from chaoslib.on_hosts import HostCluster
 from chaoslib.trial import Result, Trial, connections
 from hostlib.hosts import Hosts, obstacle
+from launcher.job import BACKENDS
 from pipeline.demo_model import ensure_demo_model
 
 PLACE = "cluster"  # the folder of what the cluster writes
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hosts", action="store_true", help="on hosts made of namespaces: needs root"
     )
+    parser.add_argument("--backend", choices=BACKENDS, default="ring")
     parser.add_argument("--model", type=Path, help="a model folder (default: the demo model)")
     parser.add_argument(
         "--random-prompts", action="store_true", help="for a model of random weights"
@@ -103,9 +105,9 @@ def _cluster(args: argparse.Namespace, folder: Path) -> Iterator[Cluster]:
     with _hosts(args, folder) as hosts:
         place = folder / PLACE
         cluster = (
-            HostCluster(hosts, place, model, environment, args.settings)
+            HostCluster(hosts, place, model, environment, args.settings, args.backend)
             if hosts
-            else Cluster(place, model, environment, args.settings)
+            else Cluster(place, model, environment, args.settings, args.backend)
         )
         try:
             cluster.start()

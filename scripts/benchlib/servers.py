@@ -19,6 +19,7 @@ START_DEADLINE = 180.0  # seconds until the health port answers
 STOP_DEADLINE = 30.0
 ANSWER_DEADLINE = 10.0  # seconds for one answer of a health port
 POLL = 0.1
+LAUNCHERS = frozenset({"launcher", "launcher.job"})  # modules
 LOG_TAIL = 20  # lines shown of a server that failed
 
 
@@ -148,8 +149,8 @@ class LocalServer:
 
     @property
     def _stops_by_itself(self) -> bool:
-        """launcher.job stops its ranks in order; mlx.launch's threads wait for its ranks for ever."""
-        return "launcher.job" in self._command
+        """The launcher stops its ranks in order; mlx.launch's threads wait for its ranks for ever."""
+        return not LAUNCHERS.isdisjoint(self._command)
 
     def is_healthy(self) -> bool:
         try:
@@ -184,7 +185,7 @@ def role(process: psutil.Process) -> str:
     Raises psutil.NoSuchProcess.
     """
     command = process.cmdline()
-    if "launcher.job" in command:
+    if not LAUNCHERS.isdisjoint(command):
         return "launcher"
     if any("launcher.mlx_launch" in word or word.endswith("mlx.launch") for word in command):
         return "mlx.launch"

@@ -20,12 +20,17 @@ from pipeline.demo_model import Variant, ensure_demo_model
 MODEL = "bench"  # its name in the configuration of this project's server
 MLX_LM_MODEL = "default_model"  # mlx_lm.server's name for the model of its command line
 
-OURS, MLX_LM, MLX_LM_PIPELINE = "ours", "mlx_lm", "mlx_lm_pipeline"
+OURS, SUPERVISED = (
+    "ours",
+    "supervised",
+)  # this project's server: the job alone, and with its launcher
+MLX_LM, MLX_LM_PIPELINE = "mlx_lm", "mlx_lm_pipeline"
+KINDS = (OURS, SUPERVISED, MLX_LM, MLX_LM_PIPELINE)
 
 
 @dataclass(frozen=True)
 class Target:
-    """One server to measure.  Written `ours:2`, `mlx_lm` or `mlx_lm_pipeline:2`, with the number of ranks."""
+    """One server to measure.  Written `supervised:2`, `mlx_lm` and so on: its kind and the number of ranks."""
 
     kind: str
     ranks: int = 1
@@ -34,8 +39,8 @@ class Target:
     def parse(cls, text: str) -> Target:
         """Raises ValueError."""
         kind, _, ranks = text.partition(":")
-        if kind not in (OURS, MLX_LM, MLX_LM_PIPELINE) or not (ranks or "1").isdecimal():
-            raise ValueError(f"{text!r} is not ours:N, mlx_lm or mlx_lm_pipeline:N")
+        if kind not in KINDS or not (ranks or "1").isdecimal():
+            raise ValueError(f"{text!r} is not ours:N, supervised:N, mlx_lm or mlx_lm_pipeline:N")
         target = cls(kind, int(ranks or "1"))
         if target.ranks < 1 or (kind == MLX_LM and target.ranks > 1):
             raise ValueError(f"{text!r}: {kind} can't run with {target.ranks} ranks")
@@ -74,18 +79,24 @@ class Setup:
     def server(self, target: Target, scratch: Path) -> LocalServer:
         """A server of `target`, not yet started; it writes to a folder of its own under `scratch`."""
         folder = Path(tempfile.mkdtemp(dir=scratch))
-        if target.kind == OURS:
-            return self._ours(target.ranks, folder)
+        if target.kind in (OURS, SUPERVISED):
+            return self._ours(target, folder)
         return self._mlx_lm(target, folder)
 
-    def _ours(self, ranks: int, folder: Path) -> LocalServer:
+    def _ours(self, target: Target, folder: Path) -> LocalServer:
+        ranks = target.ranks
         gateway, coordinator, *rest = free_ports(2 + 4 * ranks)
         write_config(folder, self.model, gateway, coordinator, rest[: 3 * ranks])
-        command = [*local_job(ranks, rest[3 * ranks]), sys.executable, "-m", "server"]
+        label = f"mlx-cluster, {ranks} rank{'s' * (ranks > 1)}"
+        if target.kind == SUPERVISED:
+            command = [sys.executable, "-m", "launcher", "--ranks", str(ranks)]
+            command += ["--starting-port", str(rest[3 * ranks])]
+            label += ", supervised"
+        else:
+            command = [*local_job(ranks, rest[3 * ranks]), sys.executable, "-m", "server"]
         command += ["--config", str(folder)]
         for setting in self.settings:
             command += ["--set", setting]
-        label = f"mlx-cluster, {ranks} rank{'s' * (ranks > 1)}"
         url = f"http://{HOST}:{gateway}"
         return LocalServer(label, command, self.environment(), url, MODEL, "/ready", folder)
 

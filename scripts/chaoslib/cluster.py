@@ -37,14 +37,15 @@ class Cluster:
     """Three nodes, each with one rank."""
 
     def __init__(
-        self, folder: Path, model: Path, environment: dict[str, str], settings: Sequence[str]
+        self,
+        folder: Path,
+        model: Path,
+        environment: dict[str, str],
+        settings: Sequence[str],
+        backend: str = "ring",
     ) -> None:
-        self.folder, self.model, self.environment, self.settings = (
-            folder,
-            model,
-            environment,
-            settings,
-        )
+        self.folder, self.model, self.environment = folder, model, environment
+        self.settings, self.backend = settings, backend
         self._process: subprocess.Popen[bytes] | None = None
         self.gateway, self.coordinator, *rest = self._ports(2 + 4 * len(NAMES))
         self.node_ports = [rest[3 * n : 3 * n + 3] for n in range(len(NAMES))]
@@ -222,7 +223,8 @@ class Cluster:
     # what it is started with
 
     def _launcher_arguments(self) -> list[str]:
-        arguments = [*self.place_arguments(), "--starting-port", str(self.ring_port)]
+        arguments = [*self.place_arguments(), "--backend", self.backend]
+        arguments += ["--starting-port", str(self.ring_port)]
         arguments += ["--config", str(self.folder / "config")]
         return arguments + [word for setting in self.settings for word in ("--set", setting)]
 

@@ -6,14 +6,19 @@ import random
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import psutil
 
 from chaoslib.cluster import Cluster
 from chaoslib.on_hosts import HostCluster
+from hostlib.host import Host
 
 ON_ONE_MACHINE = ("kill", "stop", "launch")
-ON_HOSTS = (*ON_ONE_MACHINE, "link", "partition", "power")
+ON_HOSTS = (*ON_ONE_MACHINE, "link", "partition", "apart", "power")
+
+
+Pairs = Sequence[tuple[list[Host], list[Host]]]
 
 
 def nothing() -> None:
@@ -77,6 +82,23 @@ def part(cluster: HostCluster, name: str) -> Fault:
     )
 
 
+def part_all(cluster: HostCluster) -> Fault:
+    """No host hears of any other: the launcher is left with its own."""
+    hosts = cluster.hosts
+    pairs = [([one], [other]) for one, other in combinations(hosts.hosts, 2)]
+    return Fault(
+        "apart",
+        "all hosts parted from each other",
+        lambda: _each(hosts.part, pairs),
+        lambda: _each(hosts.join, pairs),
+    )
+
+
+def _each(do: Callable[[list[Host], list[Host]], None], pairs: Pairs) -> None:
+    for some, others in pairs:
+        do(some, others)
+
+
 def cut_power(cluster: HostCluster, name: str) -> Fault:
     """A host is off, until somebody switches it on again."""
     hosts = cluster.hosts
@@ -95,6 +117,9 @@ def choose_fault(cluster: Cluster, kind: str, choose: random.Random) -> Fault:
         return kill_launch(cluster)
     if kind == "stop":
         return stop_rank(cluster, choose.choice(ranks))
+    if kind == "apart":
+        assert isinstance(cluster, HostCluster), f"{kind} needs hosts"
+        return part_all(cluster)
     of_hosts = {"link": pull_cable, "partition": part, "power": cut_power}
     if kind in of_hosts:
         assert isinstance(cluster, HostCluster), f"{kind} needs hosts"

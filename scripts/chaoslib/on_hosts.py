@@ -21,9 +21,10 @@ class HostCluster(Cluster):
         model: Path,
         environment: dict[str, str],
         settings: Sequence[str],
+        backend: str = "ring",
     ) -> None:
         self.hosts = hosts
-        super().__init__(folder, model, environment, settings)
+        super().__init__(folder, model, environment, settings, backend)
         self.ring_port = RING_PORT
 
     def _ports(self, count: int) -> list[int]:

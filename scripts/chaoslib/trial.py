@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -107,6 +107,24 @@ class Trial:
                 self._take(load, result)
         await self.check_leaks(before, result)
         return result
+
+    async def meanwhile(self, act: Callable[[], None]) -> Result:
+        """`act` in a thread, while requests follow each other without end, before it and afterwards."""
+        before = await asyncio.to_thread(self.belongings)
+        async with connections(self._cluster.url) as http:
+            load = Load(http)
+            pressing = asyncio.create_task(load.press(self._tasks, self._known))
+            try:
+                await self._flowing(load, pressing)
+                await asyncio.to_thread(act)
+                await self._flowing(load, pressing)
+                load.stop()
+                await pressing
+            finally:
+                pressing.cancel()
+                self._take(load, self.result)
+        await self.check_leaks(before, self.result)
+        return self.result
 
     async def _turns_of(self, ranks: Sequence[int] | None) -> Sequence[int]:
         """Negative ones count from the last."""

@@ -7,19 +7,18 @@ from pathlib import Path
 import pytest
 
 import chaos
+from chaoslib.faults import ON_HOSTS, ON_ONE_MACHINE
 from hostlib.hosts import obstacle
-from tests.cluster.tiny import make_folder
+from tests.cluster.conftest import require_mpi
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ranks]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_folder(tmp_path_factory.mktemp("models") / "tiny", "llama")
+LENGTH = 400  # tokens: long enough to be in the middle when a fault comes
 
 
 def run(model: Path, *arguments: str) -> int:
-    return chaos.main(["--model", str(model), "--random-prompts", "--length", "400", *arguments])
+    return chaos.main(
+        ["--model", str(model), "--random-prompts", "--length", str(LENGTH), *arguments]
+    )
 
 
 @pytest.mark.parametrize("sampling", [(), ("--seeded",)])
@@ -28,10 +27,17 @@ def test_ranks_that_are_killed_in_turn(model: Path, sampling: tuple[str, ...]) -
 
 
 def test_random_faults_in_a_row(model: Path) -> None:
-    assert run(model, "--faults", "6") == 0
+    """Two of each kind: a rank is killed, one is stopped, mlx.launch is killed."""
+    assert run(model, "--faults", str(2 * len(ON_ONE_MACHINE))) == 0
+
+
+def test_faults_over_mpi(model: Path) -> None:
+    require_mpi()
+    assert run(model, "--backend", "mpi", "--faults", str(len(ON_ONE_MACHINE))) == 0
 
 
 def test_faults_of_hosts(model: Path) -> None:
     if reason := obstacle():
         pytest.skip(reason)
-    assert run(model, "--hosts", "--faults", "3", "--kinds", "link", "partition", "power") == 0
+    kinds = set(ON_HOSTS).difference(ON_ONE_MACHINE)
+    assert run(model, "--hosts", "--faults", str(len(kinds)), "--kinds", *sorted(kinds)) == 0

@@ -87,6 +87,7 @@ def test_a_server_that_ends_is_an_error_with_its_log(tmp_path: Path) -> None:
     ("arguments", "environment", "expected"),
     [
         (["-m", "launcher.job"], {}, "launcher"),
+        (["-m", "launcher"], {}, "launcher"),
         (["-m", "launcher.mlx_launch", "--", "-m", "server"], {}, "mlx.launch"),
         (["/somewhere/mlx.launch", "-n", "2"], {}, "mlx.launch"),
         (["-m", "server"], {"MLX_RANK": "2"}, "rank 2"),
