@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tests.cluster.tiny import make_folder
 
 STREAMS, PLAIN = 2, 1
 TOKENS = 300
+LAYERS = 6  # of the small model
 
 pytestmark = pytest.mark.ranks
 
@@ -45,6 +47,9 @@ def test_killed_ranks_go_unnoticed(cluster: Cluster) -> None:
     result = asyncio.run(kill_first_and_last(cluster))
     assert result.finished == 2 * (STREAMS + PLAIN)
     assert (result.wrong, result.leaks) == ([], [])
+    for event in result.events:
+        held = [range(first, last + 1) for first, last in event.layers.values()]
+        assert sorted(chain(*held)) == list(range(LAYERS))
     status = cluster.status()
     assert status["state"] == "serving"
     assert [recovery["cause"] for recovery in status["recoveries"]] == ["died", "died"]
