@@ -74,6 +74,6 @@ class ApiGatewayConfig(Section):
     )
     deduplicate: Flag = Field(
         default=False,
-        description="Whether identical requests in flight of one key share one answer, if it is determined "
-        "by the request: greedy, or with a seed. Needs the launcher.",
+        description="Whether identical sequences in flight of one key are computed once: equal prompts and "
+        "parameters, and greedy or of the same seed. Each is counted and answered as its own.",
     )

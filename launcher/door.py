@@ -42,5 +42,5 @@ class Door(Protocol):
         ...
 
     def stats(self) -> dict[str, object]:
-        """For people: in_flight, waiting, resumed, coalesced, draining."""
+        """For people: in_flight, waiting, resumed, draining."""
         ...

@@ -135,7 +135,6 @@ class Leader:
         Raises CheckpointError too: a broken tokenizer or template is told before any weights are read.
         Raises StartupFailed if strangers could come in and nobody has said that they may.
         """
-        check_launcher_settings(self._settings.config)
         access = self._protect()
         own = None if self._tls is None else self._tls.server
         try:
@@ -180,7 +179,8 @@ class Leader:
         await wait_for_others(client, READY_SECONDS)
         await _warm_up(engine)
         self._service.model, self._service.loaded_at = model, self._service.clock()
-        self._service.generator = self.observatory.observed(engine)
+        shared = self._settings.config.api_gateway.deduplicate
+        self._service.generator = self.observatory.observed(engine, shared=shared)
         self._warm = True
         print(banner(self._settings, self._coordinator.snapshot()), file=sys.stdout, flush=True)
 
@@ -306,14 +306,6 @@ def _late(snapshot: ClusterSnapshot) -> str:
     """Ranks that are not ready; without rank 0, which is after the warm-up, which needs all others."""
     ready = {rank.rank for rank in snapshot.ranks if rank.state is RankState.READY}
     return ", ".join(str(rank) for rank in range(snapshot.size) if rank not in ready | {LEADER})
-
-
-def check_launcher_settings(config: Config) -> None:
-    """Raises StartupFailed for what only the launcher's front door can do, where there is none."""
-    if config.api_gateway.deduplicate and not config.launcher.supervised:
-        raise StartupFailed(
-            "api_gateway.deduplicate = true needs the launcher: start `python -m launcher`."
-        )
 
 
 def _health_policy(settings: Settings) -> HealthPolicy:

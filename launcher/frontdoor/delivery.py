@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Protocol
 
 import msgspec
 from starlette.requests import Request
@@ -28,19 +27,6 @@ _STREAM_HEAD = Start(
 )
 _NAMED_EVENTS = ("/v1/messages", "/v1/responses")  # whose clients go by the event's name
 _PER_CONNECTION = frozenset((b"connection", b"transfer-encoding", b"date", b"server"))
-
-
-class Sink(Protocol):
-    """Takes an answer."""
-
-    def accepted(self) -> None:
-        """Rank 0 works at it; nothing is known of the answer yet."""
-
-    async def start(self, start: Start) -> None: ...
-
-    async def body(self, data: bytes) -> None: ...
-
-    async def end(self) -> None: ...
 
 
 class _Asked(msgspec.Struct):
@@ -78,7 +64,7 @@ class Delivery:
         return self._begun
 
     def accepted(self) -> None:
-        """From now on a stream begins after some silence, whatever rank 0 will say."""
+        """Rank 0 works at it: from now on a stream begins after some silence, whatever rank 0 will say."""
         self._accepted = True
 
     async def start(self, start: Start) -> None:

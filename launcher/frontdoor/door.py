@@ -20,7 +20,6 @@ from launcher.door import LeaderAddress
 from launcher.frontdoor.events import LauncherEvents
 from launcher.frontdoor.gate import Gate, GateLimits
 from launcher.frontdoor.leadership import Backoff, Leadership
-from launcher.frontdoor.sharing import Sharing
 from launcher.frontdoor.status import StatusRoutes
 from launcher.frontdoor.upstream import Upstream
 from pipeline.errors import PipelineError
@@ -72,7 +71,6 @@ class FrontDoor:
         self._tls = launcher_tls(config.tls)
         self._upstream = Upstream(self._forward_limits, self._tls)
         self._leadership = Leadership()
-        self._sharing = Sharing() if gateway.deduplicate else None
         self.gate = Gate(
             self._leadership,
             self._upstream,
@@ -83,7 +81,6 @@ class FrontDoor:
                 first_pause=config.network.retry_initial,
                 longest_pause=config.network.retry_max,
             ),
-            self._sharing,
             switch_model,
         )
         self._status = StatusRoutes(self._leadership, self._ask_leader, status)
@@ -171,7 +168,6 @@ class FrontDoor:
             "in_flight": self.gate.in_flight,
             "waiting": self.gate.waiting,
             "resumed": self.gate.resumed,
-            "coalesced": 0 if self._sharing is None else self._sharing.coalesced,
             "draining": self.gate.draining,
         }
 

@@ -17,10 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from launcher.door import LeaderAddress
 from launcher.frontdoor import metrics
-from launcher.frontdoor.delivery import Delivery, Sink, wants_stream
+from launcher.frontdoor.delivery import Delivery, wants_stream
 from launcher.frontdoor.exchange import BUSY, END, Diverged, Exchange, Interrupted
 from launcher.frontdoor.leadership import Backoff, Leadership
-from launcher.frontdoor.sharing import Sharing, share_key
 from launcher.frontdoor.suspects import Case, Verdict
 from launcher.frontdoor.turns import Turns
 from launcher.frontdoor.upstream import Answer, Asked, Upstream
@@ -64,12 +63,11 @@ class Gate:
         upstream: Upstream,
         bodies: BodyReader,
         limits: GateLimits,
-        sharing: Sharing | None = None,
         switch_model: Callable[[str], None] = lambda model: None,
     ) -> None:
-        """`sharing`: of identical requests; `switch_model` is called with the model that a request wants."""
+        """`switch_model` is called with the model that a request wants."""
         self.leadership, self._upstream, self._bodies = leadership, upstream, bodies
-        self.limits, self._sharing, self._switch_model = limits, sharing, switch_model
+        self.limits, self._switch_model = limits, switch_model
         self._turns = Turns(leadership)
         self.draining = False
         self.in_flight = self.waiting = self.resumed = 0
@@ -89,26 +87,20 @@ class Gate:
 
     async def _serve(self, asked: Asked, delivery: Delivery) -> None:
         delivery.streams = wants_stream(asked.body)
-        key = None if self._sharing is None else share_key(asked)
-
-        async def answer(sink: Sink) -> None:
-            await self._answer(asked, sink)
-
         async with delivery.kept_alive():
-            if self._sharing is None or key is None:
-                await self._answer(asked, delivery)
-            else:
-                await self._sharing.join(key, answer, delivery)
+            await self._answer(asked, delivery)
 
-    async def _answer(self, asked: Asked, sink: Sink) -> None:
+    async def _answer(self, asked: Asked, delivery: Delivery) -> None:
         """All of it.  Raises NotReady, FaultsAgain, CutOff, and what refuses the request."""
         case = Case()
         try:
-            await self._attempts(asked, Exchange(Context()), case, sink)
+            await self._attempts(asked, Exchange(Context()), case, delivery)
         finally:
             self._turns.forget(case)
 
-    async def _attempts(self, asked: Asked, exchange: Exchange, case: Case, sink: Sink) -> None:
+    async def _attempts(
+        self, asked: Asked, exchange: Exchange, case: Case, delivery: Delivery
+    ) -> None:
         """Attempt after attempt."""
         backoff = Backoff(self.limits.first_pause, self.limits.longest_pause)
         silent_since: float | None = None  # no attempt got anywhere
@@ -124,7 +116,7 @@ class Gate:
             exchange.begin()
             before = exchange.tokens, exchange.delivered
             try:
-                attempt = self._attempt(leader, asked, exchange, case, sink)
+                attempt = self._attempt(leader, asked, exchange, case, delivery)
                 await self._while_it_leads(leader, attempt)
                 return
             except Interrupted as interruption:
@@ -165,16 +157,16 @@ class Gate:
         asked: Asked,
         exchange: Exchange,
         case: Case,
-        sink: Sink,
+        delivery: Delivery,
     ) -> None:
         """One attempt, to the whole answer.  Raises Interrupted."""
         try:
             async with self._upstream.attempt(leader, asked, exchange) as answer:
                 if not answer.journaled:
-                    await self._pass_on(answer, exchange, sink)
+                    await self._pass_on(answer, exchange, delivery)
                 else:
-                    sink.accepted()
-                    await self._take_records(answer, exchange, case, sink)
+                    delivery.accepted()
+                    await self._take_records(answer, exchange, case, delivery)
         except httpx.TransportError as error:
             reason = f"the connection to rank 0 was lost ({type(error).__name__})"
             raise Interrupted(reason, fault=True) from error
@@ -187,7 +179,7 @@ class Gate:
             ) from error
 
     async def _take_records(
-        self, answer: Answer, exchange: Exchange, case: Case, sink: Sink
+        self, answer: Answer, exchange: Exchange, case: Case, delivery: Delivery
     ) -> None:
         resuming = exchange.attempts > 1 and exchange.resumed
         tokens = exchange.tokens
@@ -203,12 +195,12 @@ class Gate:
                     resuming = False
                     self.resumed += 1
                     metrics.RESUMED.inc()
-                ended = await self._deliver(answer, exchange, sink)
+                ended = await self._deliver(answer, exchange, delivery)
             if ended:
                 return
         raise CutOff
 
-    async def _deliver(self, answer: Answer, exchange: Exchange, sink: Sink) -> bool:
+    async def _deliver(self, answer: Answer, exchange: Exchange, delivery: Delivery) -> bool:
         """Send what is due; True if that was all of the answer.
 
         A leader may be lost while a slow client holds this up, so what is not sent yet stays due.
@@ -218,21 +210,21 @@ class Gate:
             out = unsent[0]
             if isinstance(out, bytes):
                 count = sum(1 for _ in takewhile(lambda each: isinstance(each, bytes), unsent))
-                await sink.body(b"".join(islice(cast("Iterable[bytes]", unsent), count)))
+                await delivery.body(b"".join(islice(cast("Iterable[bytes]", unsent), count)))
                 for _ in range(count):
                     unsent.popleft()
                 continue
             if isinstance(out, Start):
                 head = self._switched(out)
-                await sink.start(Start(head.status, head.headers + answer.limits))
+                await delivery.start(Start(head.status, head.headers + answer.limits))
             else:
-                await sink.end()
+                await delivery.end()
             unsent.popleft()
             if out == END:
                 return True
         return False
 
-    async def _pass_on(self, answer: Answer, exchange: Exchange, sink: Sink) -> None:
+    async def _pass_on(self, answer: Answer, exchange: Exchange, delivery: Delivery) -> None:
         """An answer of what stands before the API at rank 0: who may not come in, or asks too much."""
         status = answer.plain.status
         body = await answer.body()
@@ -243,9 +235,9 @@ class Gate:
             raise FaultsAgain(
                 f"The answer could not be continued after a failure: rank 0 refuses it with {status}."
             )
-        await sink.start(answer.plain)
-        await sink.body(body)
-        await sink.end()
+        await delivery.start(answer.plain)
+        await delivery.body(body)
+        await delivery.end()
 
     def _switched(self, start: Start) -> Start:
         """`start`, and the supervisor told if it says that another model is wanted."""

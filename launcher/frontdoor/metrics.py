@@ -29,11 +29,6 @@ ABANDONED = Counter(
     ["reason"],
     registry=REGISTRY,
 )
-COALESCED = Counter(
-    "mlxc_frontdoor_requests_coalesced",
-    "Requests that shared the answer of an identical one in flight.",
-    registry=REGISTRY,
-)
 IN_FLIGHT = Gauge(
     "mlxc_frontdoor_requests_in_flight",
     "Requests at the front door without a whole answer.",

@@ -27,6 +27,7 @@ from server.observe.requests import Observed, RequestBook
 from server.observe.routes import cancel_route, events_route, logs_route, timeline_route
 from server.rpc.coordinator import Coordinator
 from server.rpc.records import ClusterSnapshot, HealthPolicy
+from server.sharing import Sharing
 
 
 class Alerts:
@@ -52,6 +53,7 @@ class Observatory:
         engine: Callable[[], Engine | None],
     ) -> None:
         """`engine`: None until it is there."""
+        self._sharing: Sharing | None = None
         self._coordinator, self._engine = coordinator, engine
         self._registry = registry = CollectorRegistry(auto_describe=False)
         self._epoch = coordinator.snapshot().epoch
@@ -76,8 +78,10 @@ class Observatory:
             *config_routes(self._coordinator.config),
         ]
 
-    def observed(self, generator: Generator) -> Generator:
-        """The generator to serve requests with."""
+    def observed(self, generator: Generator, *, shared: bool = False) -> Generator:
+        """The generator to serve requests with; `shared`: what identical ones have in common is made once."""
+        if shared:
+            self._sharing = generator = Sharing(generator)
         return Observed(generator, self.book)
 
     def start(self) -> None:
@@ -102,9 +106,12 @@ class Observatory:
 
     def _admitted(self) -> frozenset[str]:
         engine = self._engine()
-        return frozenset() if engine is None else engine.admitted()
+        admitted = frozenset() if engine is None else engine.admitted()
+        return admitted if self._sharing is None else self._sharing.admitted(admitted)
 
     def _cancel(self, sequence: str) -> None:
         engine = self._engine()
-        if engine is not None:
+        if self._sharing is not None:
+            self._sharing.cancel(sequence)
+        elif engine is not None:
             engine.cancel(sequence)

@@ -5,10 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from config import load
 from pipeline.errors import LinkTimeout
-from server.leader import check_launcher_settings, wait_for_others
-from server.node.serve import StartupFailed
+from server.leader import wait_for_others
 from server.rpc.errors import CoordinatorLost
 from server.rpc.records import HealthPolicy, RankState
 from tests.server.rpc.samples import heartbeat, registration
@@ -56,12 +54,3 @@ async def test_a_coordinator_that_stops_meanwhile() -> None:
         await coordinator.stop(1.0)
         with pytest.raises(CoordinatorLost, match="stopped before all ranks were ready"):
             await asyncio.wait_for(waiting, DEADLINE)
-
-
-async def test_what_only_the_front_door_can_do_is_refused_without_one() -> None:
-    alone = load(None, {}, ["api_gateway.deduplicate=true"]).config
-    with pytest.raises(StartupFailed, match=r"api_gateway\.deduplicate = true needs the launcher"):
-        check_launcher_settings(alone)
-    check_launcher_settings(load(None, {}).config)
-    supervised = ["api_gateway.deduplicate=true", "launcher.supervised=true"]
-    check_launcher_settings(load(None, {}, supervised).config)

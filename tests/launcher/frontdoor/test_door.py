@@ -64,11 +64,10 @@ async def test_what_is_permanent_is_told_at_once() -> None:
             assert "no node has the memory" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("settings", [[], ["api_gateway.deduplicate=true"]])
-async def test_what_rank_0_refuses_is_refused_alike_here(settings: list[str]) -> None:
+async def test_what_rank_0_refuses_is_refused_alike_here() -> None:
     deep = b'{"a": ' * 100_000
     rank0 = Rank0()
-    async with opened(*settings) as door, client_of(door) as client:
+    async with opened() as door, client_of(door) as client:
         leader = await rank0.start()
         door.leader_changed(leader)
         direct = await client.post(f"http://{leader.host}:{leader.port}{CHAT}", content=deep)
@@ -197,41 +196,6 @@ async def test_a_large_body_is_refused_before_anything_else() -> None:
     async with opened("api_gateway.max_body_bytes=1000") as door, client_of(door) as client:
         answer = await client.post(CHAT, content=b"x" * 2000)
         assert answer.status_code == 413
-
-
-async def test_identical_requests_share_an_answer() -> None:
-    rank0 = Rank0(Steered(random.Random(1), stops_at=at(3)))
-    async with opened("api_gateway.deduplicate=true") as door, client_of(door) as client:
-        door.leader_changed(await rank0.start())
-        same = [dict(SEEDED, stream=True), dict(reversed(SEEDED.items()), stream=True)]
-        other = [
-            {**SEEDED, "stream": True, "seed": 6},
-            {**SEEDED, "stream": True, "seed": None},
-        ] * 2
-        tasks = [asyncio.create_task(client.post(CHAT, json=body)) for body in [*same, *other]]
-        gone = asyncio.create_task(client.post(CHAT, json=same[0]))
-        await soon(lambda: door.in_flight() == 7 and door.stats()["coalesced"] == 3)
-        await soon(lambda: rank0.engine.running == 4)
-        gone.cancel()
-        rank0.engine.gate.set()
-        answers = await asyncio.wait_for(asyncio.gather(*tasks), DEADLINE_S)
-        assert [text_of(answer.content) for answer in answers[:2]] == [expected()] * 2
-        assert answers[0].content == answers[1].content
-        assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
-        await soon(lambda: door.in_flight() == 0)
-        await rank0.stop()
-
-
-async def test_the_last_of_identical_requests_takes_the_answer_with_it() -> None:
-    rank0 = Rank0(Steered(random.Random(1), stops_at=at(3)))
-    async with opened("api_gateway.deduplicate=true") as door, client_of(door) as client:
-        door.leader_changed(await rank0.start())
-        tasks = [asyncio.create_task(client.post(CHAT, json=SEEDED)) for _ in range(2)]
-        await soon(lambda: door.stats()["coalesced"] == 1 and rank0.engine.running == 1)
-        for task in tasks:
-            task.cancel()
-        await soon(lambda: rank0.engine.running == 0)
-        await rank0.stop()
 
 
 async def test_it_is_what_the_supervisor_expects() -> None:
