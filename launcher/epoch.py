@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from launcher.decide import Cause, Epoch, Phase
 from launcher.hostfile import HostfileError
-from launcher.job import Job, JobError, JobSpec, Relay
+from launcher.job import Job, JobError
 from launcher.nodes import Member
 from launcher.outcome import CONSEQUENCES, Outcome
 from launcher.probe import HealthProbe
@@ -38,12 +38,14 @@ class RunningEpoch:
         self,
         number: int,
         members: Sequence[Member],
-        spec: JobSpec,
-        relay: Relay,
+        job: Job,
         patience: float,
         changed: Callable[[], None],
+        running: Awaitable[Outcome] | None = None,
     ) -> None:
-        """`patience`: seconds that rank 0 may be silent.  `changed` is called when something has happened."""
+        """`patience`: seconds that rank 0 may be silent.  `changed` is called when something has happened.
+        `running`: the end of a job that runs already, whose ranks have waited.
+        """
         self.number = number
         self.members = tuple(members)
         self.times = Times()
@@ -52,8 +54,10 @@ class RunningEpoch:
         self.outcome: Outcome | None = None
         self.granted = WishView()  # of what the coordinator was asked
         self._changed = changed
-        self._job = Job(spec, relay)
-        self._running = asyncio.create_task(self._run(), name=f"epoch {number}")
+        self.waited = running is not None
+        self._job = job
+        run = asyncio.to_thread(job.run) if running is None else running
+        self._running = asyncio.create_task(self._run(run), name=f"epoch {number}")
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -140,9 +144,9 @@ class RunningEpoch:
             return Fault(reason)
         return Fault(reason, self.order[failure.rank] if failure.rank < len(self.order) else None)
 
-    async def _run(self) -> None:
+    async def _run(self, job: Awaitable[Outcome]) -> None:
         try:
-            self.outcome = await asyncio.to_thread(self._job.run)
+            self.outcome = await job
         except (HostfileError, JobError) as error:
             self.outcome = Outcome(2, (str(error),))
         finally:

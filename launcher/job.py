@@ -46,6 +46,7 @@ LAST_LINES = 0.3  # seconds for the lines of a rank that has ended
 RING_FATE_SECONDS = (
     1.0  # from a rank's fatal line until mlx.launch has told which one ended by itself
 )
+STOP = b"s"
 POLL = 1.0  # seconds; bounds how late the end of mlx.launch is seen if a rank holds its pipes open
 
 Relay = Callable[[str, bool], None]
@@ -60,12 +61,14 @@ class JobSpec:
     backend: str = "ring"
     starting_port: int = STARTING_PORT
     grace: float = GRACE
+    standby: bool = False  # the command is of ranks that wait, see launcher.standby_job
 
     def arguments(self, hosts: Hostfile, base: Mapping[str, str]) -> list[str]:
         """The arguments for `launcher.mlx_launch`; `base` is the user's environment."""
         # A world of one needs no backend, and MLX ends a lone MPI rank in a way mpirun calls a failure.
         backend = self.backend if len(hosts.hosts) > 1 else "ring"
-        arguments = [f"{self.grace:g}", "--hostfile", str(self.hostfile), "--backend", backend]
+        arguments = [f"{self.grace:g}", *(["--standby"] if self.standby else [])]
+        arguments += ["--hostfile", str(self.hostfile), "--backend", backend]
         arguments += ["--starting-port", str(self.starting_port)]
         if backend == "mpi" and hosts.is_local:
             # mpirun refuses more ranks than cores unless told that this is meant.
@@ -128,9 +131,12 @@ class Job:
 
     def stop(self) -> None:
         """Ask the ranks to stop; asked a second time, kill them. Does nothing after the end."""
+        self._wake(STOP)
+
+    def _wake(self, why: bytes) -> None:
         with self._closing, contextlib.suppress(BlockingIOError):  # full: asked often enough
             if not self._closed:
-                self._wake_writer.send(b"s")
+                self._wake_writer.send(why)
 
     def _close(self) -> None:
         with self._closing:
@@ -169,6 +175,9 @@ class Job:
             kill_session(process.pid)
             status = self._status(process)
         outcome = self._transcript.outcome(status)
+        return self._explained(outcome, status, hosts)
+
+    def _explained(self, outcome: Outcome, status: int, hosts: Hostfile) -> Outcome:
         # Once it has served, ssh has let everybody in; asking a lost host again would take many seconds.
         return outcome if self._serving else explain_login(outcome, status, hosts)
 
@@ -192,7 +201,7 @@ class Job:
             while self._is_open(process, selector):
                 for key, _ in selector.select(self._patience()):
                     if key.data is None:
-                        self._asked_to_stop(process)
+                        self._woken(process, self._wake_reader.recv(64))
                     else:
                         self._read(key, selector, is_error=key.fileobj is process.stderr)
                 self._stop_after_failure(process.stdin)
@@ -209,9 +218,11 @@ class Job:
             kill_session(process.pid)
         return len(selector.get_map()) > 1
 
-    def _asked_to_stop(self, process: subprocess.Popen[bytes]) -> None:
+    def _woken(self, process: subprocess.Popen[bytes], why: bytes) -> None:
         assert process.stdin
-        asked = len(self._wake_reader.recv(64))
+        asked = why.count(STOP)
+        if not asked:
+            return
         if self._transcript.stopping or asked > 1:
             kill_session(process.pid)
         self._transcript.stopping = True
@@ -253,8 +264,11 @@ class Job:
         if not data:
             selector.unregister(key.fileobj)
         for line in key.data.lines(data):
-            if self._transcript.feed(line):
-                self._relay(line, is_error)
+            self._take_in(line, is_error)
+
+    def _take_in(self, line: str, is_error: bool) -> None:
+        if self._transcript.feed(line):
+            self._relay(line, is_error)
 
 
 class LineBuffer:

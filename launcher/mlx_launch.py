@@ -1,10 +1,12 @@
-"""mlx.launch, made fit to run unattended: `python -m launcher.mlx_launch GRACE ARGUMENTS...`
+"""mlx.launch, made fit to run unattended: `python -m launcher.mlx_launch GRACE [--standby] ARGUMENTS...`
 
 The only file of this package that imports MLX. Three things differ from running mlx.launch itself.
 It sleeps while its ranks are quiet: mlx.launch selects on pipes that are always writable, and so uses a
 whole core. It stops its ranks when its stdin closes, so that they don't outlive a launcher that was
 killed: first a request (SIGTERM), and GRACE seconds later SIGKILL. And its exit status tells when
 mpirun failed; for the ring, mlx.launch writes the ranks' fate to stderr and exits 0 in any case.
+
+With --standby, the ranks are of `server.standby`: what stdin says before it closes is for them.
 
 It must lead a session of its own, since that is what gets stopped.
 """
@@ -20,13 +22,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
 from mlx._distributed_utils import launch
 
 from launcher.session import kill_session, members, signal_session
+from launcher.waiting_ranks import Fate, WaitingRanks
 
 REMOTE_KILL_TIMEOUT = 5.0  # seconds; an unreachable host would hold up ssh for minutes
 END_PAUSE = 0.05  # seconds; between two looks whether a rank that has closed its output has ended
@@ -96,10 +99,16 @@ def wait_readable(
     return select.select(reading, [], exceptional, timeout)
 
 
-def stop_when_closed(descriptor: int, commands: Commands, grace: float) -> None:
-    """Wait for the end of `descriptor`, then stop the session within `grace` seconds."""
+def read_to_end(descriptor: int) -> None:
     while os.read(descriptor, 4096):
         pass
+
+
+def stop_when_closed(
+    descriptor: int, follow: Callable[[int], None], commands: Commands, grace: float
+) -> None:
+    """`follow` a descriptor to its end, then stop the session within `grace` seconds."""
+    follow(descriptor)
     ask_to_stop(commands, grace)
     left = len(set(members(os.getsid(0))) - commands.spared)
     if left:
@@ -137,13 +146,35 @@ def note_signal(number: int, frame: FrameType | None) -> None:
     """Do nothing: stdin says when to stop. A handler, as ranks would inherit an ignored signal."""
 
 
+def let_wait(ranks: WaitingRanks) -> None:
+    """Have mlx.launch start its ranks as those of `ranks`."""
+
+    class WaitingProcess(launch.RemoteProcess):  # type: ignore[misc]
+        def __init__(self, rank: int, *arguments: Any) -> None:
+            super().__init__(rank, *arguments)
+            self._place = rank
+            ranks.started(rank, self.process)
+
+        @property
+        def exit_status(self) -> Fate:
+            return ranks.fate(self._place, super().exit_status)
+
+    launch.RemoteProcess = WaitingProcess
+
+
 def main() -> int:
     grace = float(sys.argv.pop(1))
+    follow = read_to_end
+    if sys.argv[1:2] == ["--standby"]:
+        sys.argv.pop(1)
+        ranks = WaitingRanks()
+        let_wait(ranks)
+        follow = ranks.follow
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, note_signal)
     commands = Commands()
     threading.Thread(
-        target=stop_when_closed, args=(replace_stdin(), commands, grace), daemon=True
+        target=stop_when_closed, args=(replace_stdin(), follow, commands, grace), daemon=True
     ).start()
     launch.select = wait_readable
     launch.run = commands.run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,12 @@ class Cluster:
     def hostfile(self, order: Sequence[str]) -> str:
         """The content of a hostfile for these nodes in this order."""
         return json.dumps({**self.common, "hosts": [m.entry for m in self.named(order)]})
+
+    def ring(self, order: Sequence[str], starting_port: int) -> tuple[tuple[str, ...], ...]:
+        """On which addresses the ranks of these nodes listen for each other, as mlx.launch deals them out."""
+        ports = itertools.count(starting_port)
+        ips = (member.entry.get("ips", ()) for member in self.named(order))
+        return tuple(tuple(f"{ip}:{next(ports)}" for ip in own) for own in ips)
 
     def arguments(
         self,

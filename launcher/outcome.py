@@ -73,6 +73,7 @@ class Transcript:
     failures: list[RankFailure] = field(default_factory=list)
     unresponsive: list[str] = field(default_factory=list)
     stopping: bool = False
+    places: tuple[int, ...] | None = None  # by rank: mlx.launch's number for it, if that is another
     _mpi_rank: int | None = None
 
     @property
@@ -112,6 +113,10 @@ class Transcript:
             self._failed(self._mpi_rank, int(match["code"]))
 
     def _failed(self, rank: int, code: int) -> None:
+        if self.places is not None:
+            if rank not in self.places:
+                return  # it was left out
+            rank = self.places.index(rank)
         # Once asked to stop, a rank that dies of the signal has only obeyed.
         if not self.stopping:
             self.failures.append(RankFailure(rank, code))

@@ -24,6 +24,7 @@ class Recovery:
     node: str | None
     leader: str
     nodes: int
+    standby: bool  # the new ranks had been waiting
     noticed_at: float  # seconds since 1970
     stop_s: float
     wait_s: float  # backoff, and attempts in between that came to nothing
@@ -49,6 +50,7 @@ def recovery_of(
     reason: str,
     node: str | None,
     order: tuple[str, ...],
+    standby: bool,
 ) -> Recovery:
     """Of an epoch that has ended and one that is ready."""
     assert before.faulted is not None
@@ -62,6 +64,7 @@ def recovery_of(
         node=node,
         leader=order[0],
         nodes=len(order),
+        standby=standby,
         noticed_at=time.time() - (time.monotonic() - before.faulted),
         stop_s=before.ended - before.faulted,
         wait_s=after.launched - before.ended,

@@ -22,8 +22,9 @@ from launcher.hostfile import HostfileError, local_hostfile, read_hostfile
 from launcher.job import BACKENDS, GRACE, STARTING_PORT, JobError, JobSpec
 from launcher.logs import Lines, LogStream
 from launcher.nodes import Cluster
+from launcher.starter import Launch
 from launcher.status import status_of, summary_of
-from launcher.supervisor import Launch, Supervisor
+from launcher.supervisor import Supervisor
 from server import garbage
 from server.access.errors import AccessError
 from server.node.serve import StartupFailed
@@ -107,7 +108,8 @@ def main(arguments: Sequence[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="mlx-cluster-") as scratch:
             path, cluster = cluster_of(args, settings, Path(scratch))
             hosts = read_hostfile(path)
-            command = (sys.executable, "-m", "server", *server_arguments(args))
+            words = server_arguments(args)
+            command = (sys.executable, "-m", "server", *words)
             launch = Launch(
                 hostfile=path,
                 backend=args.backend or hosts.backend or "ring",
@@ -115,6 +117,7 @@ def main(arguments: Sequence[str]) -> int:
                 grace=args.grace,
                 server=command,
                 load=lambda more: settings_of(args, more),
+                standby=(sys.executable, "-m", "server.standby", *words),
             )
             JobSpec(command, path, launch.backend, launch.starting_port).check(hosts)
             return asyncio.run(_serve(launch, settings, cluster))

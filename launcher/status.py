@@ -36,6 +36,7 @@ def status_of(supervisor: Supervisor) -> Document:
         "epoch": supervisor.last.number if supervisor.last is not None else 0,
         "leader": epoch.leader.name if epoch is not None else None,
         "nodes": [_node(supervisor, member.name) for member in supervisor.cluster.members],
+        "standby": supervisor.standby.document(),
         "front_door": door.stats() if door is not None else {},
         "recoveries": [recovery.document() for recovery in supervisor.recoveries],
         "recoveries_total": supervisor.recoveries.count,
@@ -112,6 +113,9 @@ def rendered(status: Document) -> str:
     if door:
         lines.append("")
         lines.append("front door: " + ", ".join(f"{k} {v}" for k, v in door.items()))
+    standby = status["standby"]
+    on = f" on {', '.join(standby['nodes'])}" if standby["nodes"] else ""
+    lines += ["", f"standby for the next launch: {standby['state']}{on}"]
     if status["recoveries"]:
         lines.append("")
         lines.append(f"recoveries: {status['recoveries_total']}, the latest first")
@@ -142,8 +146,9 @@ def _row(node: Document, leader: str | None) -> tuple[str, ...]:
 
 
 def _recovery(entry: Document) -> str:
+    how = ", by the standby" if entry["standby"] else ""
     return (
         f"  epoch {entry['epoch']}: {entry['cause']} ({entry['reason']}), {entry['nodes']} nodes, "
-        f"{entry['leader']} leads; {entry['total_s']:.1f} s = stop {entry['stop_s']:.1f}"
+        f"{entry['leader']} leads{how}; {entry['total_s']:.1f} s = stop {entry['stop_s']:.1f}"
         f" + wait {entry['wait_s']:.1f} + launch {entry['launch_s']:.1f} + load {entry['load_s']:.1f}"
     )

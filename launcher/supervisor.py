@@ -11,8 +11,8 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from config import ConfigError, Settings
@@ -37,30 +37,18 @@ from launcher.decide import (
 from launcher.door import Door, LeaderAddress
 from launcher.epoch import RunningEpoch, Times
 from launcher.frontdoor import metrics
-from launcher.job import JobSpec
 from launcher.logs import LogStream
 from launcher.models import ModelSwitch, SwitchInProgress
 from launcher.nodes import Cluster
 from launcher.policy import configured_leader, policy_of
-from launcher.probe import HealthProbe, LostNodes, own_address, unreachable
+from launcher.probe import HealthProbe, LostNodes, unreachable
 from launcher.recoveries import Recoveries, recovery_of
+from launcher.starter import Launch, Starter
 from server.tls.contexts import launcher_tls
 
 PROBE_NODES_EVERY = 10.0  # seconds between two looks for nodes that take no part
 STOP_DEADLINE = 30.0  # seconds for a job to end after it was asked; it bounds itself below that
 DOOR_GRACE = 2.0  # seconds for open responses when the launcher ends
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What was asked for on the command line."""
-
-    hostfile: Path
-    backend: str
-    starting_port: int
-    grace: float
-    server: tuple[str, ...]  # the command of a rank with the user's arguments
-    load: Callable[[Sequence[str]], Settings]  # the settings, with more `--set` arguments
 
 
 class Supervisor:
@@ -70,7 +58,7 @@ class Supervisor:
         self, launch: Launch, settings: Settings, cluster: Cluster, logs: LogStream
     ) -> None:
         config = settings.config
-        self.config, self.cluster, self._launch = config, cluster, launch
+        self.config, self.cluster = config, cluster
         self._logs = logs
         self._policy = policy_of(config)
         self.started = time.monotonic()
@@ -85,10 +73,11 @@ class Supervisor:
         self.waiting_for = ""  # why nothing runs
         self._broken: tuple[Times, Cause, str, str | None] | None = None  # what is recovered from
         self._lost = LostNodes()
-        self._count = 0
         self._wake = asyncio.Event()
         self._probe = HealthProbe(launcher_tls(config.tls))
         self._scratch = tempfile.TemporaryDirectory(prefix="mlx-cluster-")
+        self._starter = Starter(launch, config, cluster, logs, Path(self._scratch.name))
+        self.standby = self._starter.standby
         self.door: Door | None = None
         self.draining = False
 
@@ -106,6 +95,7 @@ class Supervisor:
         self.records = {}
         self.history = replace(self.history, too_small=())
         self.wishes = replace(self.wishes, restart=reason)
+        self.standby.drop(reason)  # what was imported may have changed since
         self._wake.set()
 
     def lead(self, node: str | None) -> None:
@@ -151,7 +141,7 @@ class Supervisor:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await self._end_epoch()
+            await asyncio.gather(self._end_epoch(), self.standby.end())
             await door.stop(DOOR_GRACE)
             await self._probe.close()
             self._scratch.cleanup()
@@ -207,32 +197,15 @@ class Supervisor:
         return Node(name, name not in self.down, record, max(0.0, missed))
 
     def _start(self, order: Sequence[str]) -> None:
-        self._count += 1
         self.waiting_for = ""
         self.wishes = replace(self.wishes, restart="")
-        path = Path(self._scratch.name) / f"hostfile-{self._count}.json"
-        path.write_text(self.cluster.hostfile(order), encoding="utf-8")
-        model = self.models.arguments
         try:
-            leader = self.cluster.named(order[:1])[0]
-            seen_as = None if leader.is_local else own_address(leader.host)
-            arguments, note = self.cluster.arguments(order, self._launch.load, seen_as)
+            self.epoch = self._starter.start(order, self.models.arguments, self._wake.set)
         except ConfigError as error:
-            now = time.monotonic()
-            end = End(now, Cause.NEVER_STARTED, str(error), tuple(order))
+            end = End(time.monotonic(), Cause.NEVER_STARTED, str(error), tuple(order))
             self.history = decide.after(self.history, end)
             return
-        if note:
-            self._log(note)
-        launch = self._launch
-        command = (*launch.server, *arguments, *model)
-        spec = JobSpec(command, path, launch.backend, launch.starting_port, launch.grace)
-        coordinator = self.config.coordinator
-        patience = coordinator.health_check_interval * coordinator.failure_threshold
-        members = self.cluster.named(order)
-        self.epoch = RunningEpoch(self._count, members, spec, self._logs, patience, self._wake.set)
         self.last = self.epoch
-        self._log("starting", epoch=self._count, leader=order[0], nodes=", ".join(order))
         self._say_down("the ranks are starting")
 
     def _notice_end(self) -> None:
@@ -291,6 +264,7 @@ class Supervisor:
                 reason=reason,
                 node=node,
                 order=epoch.order,
+                standby=epoch.waited,
             )
             self.recoveries.add(recovery)
             if cause is not Cause.STOPPED:
@@ -334,6 +308,15 @@ class Supervisor:
             if epoch is not None and not epoch.ended:
                 await epoch.look(self._probe)
                 self._grant(epoch)
+            reachable = [m.name for m in self.cluster.members if m.name not in self.down]
+            self.standby.tend(time.monotonic(), self._calm_since(), reachable)
+
+    def _calm_since(self) -> float | None:
+        """Since when the epoch at hand serves; None if it does not, or not for long any more."""
+        if self.epoch is None or self.wishes.stop or self.wishes.restart:
+            return None
+        view = self.epoch.view(0)
+        return view.ready_at if view.phase is Phase.READY and not view.fault else None
 
     def _grant(self, epoch: RunningEpoch) -> None:
         """Do what somebody asked of the coordinator since the last look.

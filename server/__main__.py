@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 from config import ConfigError, Settings, add_arguments, from_arguments, render
 from server import exit_status
@@ -17,15 +19,15 @@ MLX_LM_FILES = (
 )
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Exit status: 0 after an orderly stop, else one of `exit_status` with the reason on stderr."""
     parser = argparse.ArgumentParser(prog="python -m server", description=__doc__)
     add_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     try:
         settings = from_arguments(arguments, os.environ)
     except ConfigError as error:
-        return _fatal(str(error), exit_status.STARTUP)
+        return fatal(str(error), exit_status.STARTUP)
     if arguments.print_config:
         print(render(settings))
         return 0
@@ -39,12 +41,9 @@ GRPC_VERBOSITY = "NONE"
 
 def serve(settings: Settings) -> int:
     """Run this rank to its end; returns the exit status."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a half-done import
-    os.environ.setdefault("GRPC_VERBOSITY", GRPC_VERBOSITY)
-    problem = _descriptors_problem()
+    problem = prepare()
     if problem:
-        return _fatal(problem, exit_status.STARTUP)
+        return fatal(problem, exit_status.STARTUP)
     # Imported here: MLX and mlx-lm take a second to load, --print-config does not need them.
     from pipeline.errors import (
         ModelError,
@@ -67,7 +66,7 @@ def serve(settings: Settings) -> int:
     try:
         run_to_end(RankProcess(settings).run())
     except TooLittleMemory as error:
-        return _fatal(str(error), exit_status.TOO_FEW)
+        return fatal(str(error), exit_status.TOO_FEW)
     except (
         ConfigError,
         ModelError,
@@ -77,13 +76,21 @@ def serve(settings: Settings) -> int:
         StartFailed,
         StartupFailed,
     ) as error:
-        return _fatal(str(error), exit_status.STARTUP)
+        return fatal(str(error), exit_status.STARTUP)
     except (TransportError, CoordinatorError) as error:
         # A neighbour is gone: where it is known why, that rank says so itself.
-        return _fatal(str(error), exit_status.LOST, word="lost")
+        return fatal(str(error), exit_status.LOST, word="lost")
     except PipelineError as error:
-        return _fatal(str(error), exit_status.ENGINE)
+        return fatal(str(error), exit_status.ENGINE)
     return 0
+
+
+def prepare() -> str:
+    """What comes before MLX, mlx-lm and gRPC are imported; why they can't be, or nothing."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of a half-done import
+    os.environ.setdefault("GRPC_VERBOSITY", GRPC_VERBOSITY)
+    return _descriptors_problem()
 
 
 def _descriptors_problem() -> str:
@@ -101,17 +108,21 @@ def _descriptors_problem() -> str:
     return ""
 
 
-def _fatal(message: str, status: int, word: str = "fatal") -> int:
+def fatal(message: str, status: int, word: str = "fatal") -> int:
     """Tell whoever started the job why this rank ends; see launcher.outcome."""
     print(f"{word}: {message}", file=sys.stderr, flush=True)
     return status
 
 
-if __name__ == "__main__":
-    code = main()
+def end(code: int) -> NoReturn:
+    """End this process, whatever hangs."""
     sys.stdout.flush()
     sys.stderr.flush()
     if code or threads_hang():
         # After a failure the engine thread may hang inside MLX, and MPI waits for ranks that are gone.
         os._exit(code)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    end(main())

@@ -1,5 +1,6 @@
 """How a rank ends, as its exit status: all that mlx.launch tells of it."""
 
+ORDERLY = 0
 STARTUP = 1  # configuration, model or ports: starting again does not help
 LOST = (
     3  # only because another rank has gone: starting again may help, and this rank is not to blame

@@ -17,6 +17,7 @@ import yaml
 
 from benchlib.ports import HOST, free_ports, is_free
 from benchlib.servers import is_alive
+from hostlib.host import is_rank
 
 ROOT = Path(__file__).parents[2]
 MODEL = "chaos"
@@ -139,20 +140,24 @@ class Cluster:
 
     def ranks(self) -> dict[int, psutil.Process]:
         """The processes of the ranks that run."""
+        rank_of = {node["name"]: node["rank"] for node in self.status()["nodes"]}
         found = {}
         for process in self.processes():
-            with suppress(psutil.NoSuchProcess, KeyError):
-                if role(process) == "rank":
-                    found[_rank(process.environ())] = process
+            with suppress(psutil.NoSuchProcess):
+                node = self._node_of(process) if role(process) == "rank" else None
+                if node is not None and rank_of[NAMES[node]] is not None:
+                    found[rank_of[NAMES[node]]] = process
         return found
 
+    def _node_of(self, rank: psutil.Process) -> int | None:
+        """Whose ports it has opened; its environment may be of the time when it waited to be a rank."""
+        ports = {c.laddr.port for c in rank.net_connections("tcp") if c.status == "LISTEN"}
+        return next((n for n, own in enumerate(self.node_ports) if ports & set(own)), None)
+
     def mlx_launch(self) -> psutil.Process | None:
-        """The process that started the ranks."""
-        for process in self.processes():
-            with suppress(psutil.NoSuchProcess):
-                if role(process) == "mlx.launch":
-                    return process
-        return None
+        """The process that started the ranks: those who wait for the next launch came later."""
+        found = [process for process in self.processes() if role(process) == "mlx.launch"]
+        return min(found, key=psutil.Process.create_time, default=None)
 
     def is_ready(self) -> bool:
         """Whether a new request would be served now."""
@@ -160,6 +165,10 @@ class Cluster:
             return httpx.get(f"{self.url}/ready", timeout=ANSWER_DEADLINE).status_code == 200
         except httpx.TransportError:
             return False
+
+    def is_settled(self) -> bool:
+        """Whether all that is to wait for the next launch does."""
+        return self.status()["standby"]["state"] in ("warm", "off")
 
     def status(self) -> dict[str, Any]:
         """The launcher's, as `python -m launcher status --json` shows it.  Raises ClusterFailed."""
@@ -250,18 +259,19 @@ class Cluster:
             (config / f"{name}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
 
 
-def _rank(environment: dict[str, str]) -> int:
-    """Raises KeyError."""
-    return int(environment.get("MLX_RANK") or environment["OMPI_COMM_WORLD_RANK"])
-
-
 def role(process: psutil.Process) -> str:
-    """What a process is for: `launcher`, `mlx.launch`, `rank`, or its program's name."""
+    """What a process is for: `launcher`, `mlx.launch`, `rank`, `standby`, or its program's name."""
     try:
         words = process.cmdline()
     except psutil.NoSuchProcess:
         return "ended"
-    modules = {"server": "rank", "launcher": "launcher", "launcher.mlx_launch": "mlx.launch"}
+    if is_rank(process):
+        return "rank"
+    modules = {
+        "server.standby": "standby",
+        "launcher": "launcher",
+        "launcher.mlx_launch": "mlx.launch",
+    }
     if words[1:2] == ["-m"] and words[2] in modules:
         return modules[words[2]]
     return Path(words[0]).name if words else process.name()

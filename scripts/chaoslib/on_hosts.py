@@ -50,5 +50,8 @@ class HostCluster(Cluster):
     def processes(self) -> list[psutil.Process]:
         return [process for host in self.hosts.hosts for process in host.processes]
 
+    def _node_of(self, rank: psutil.Process) -> int | None:
+        return next((n for n, host in enumerate(self.hosts.hosts) if rank in host.processes), None)
+
     def taken_ports(self) -> list[int]:
         return sorted(port for host in self.hosts.hosts for port in host.listening)

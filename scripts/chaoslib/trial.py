@@ -63,10 +63,12 @@ class Trial:
     async def turns(self, ranks: Sequence[int] | None = None) -> Result:
         """Each rank, or each of `ranks`, is killed once while all requests run; all of those have to finish."""
         result = self.result
+        await self._settled()
         before = await asyncio.to_thread(self.belongings)
         for rank in await self._turns_of(ranks):
             await self._ready()
             await asyncio.to_thread(self._cluster.make_whole)
+            await self._settled()
             async with connections(self._cluster.url) as http:
                 load = Load(http)
                 running = asyncio.create_task(load.compare(self._tasks, self._known))
@@ -86,6 +88,7 @@ class Trial:
     async def faults(self, kinds: Sequence[str], choose: random.Random) -> Result:
         """Faults of these kinds in a row, while requests follow each other without end."""
         result = self.result
+        await self._settled()
         before = await asyncio.to_thread(self.belongings)
         async with connections(self._cluster.url) as http:
             load = Load(http)
@@ -171,6 +174,12 @@ class Trial:
             self._cluster.wait, self._cluster.is_ready, "not ready again", RECOVERY_DEADLINE
         )
 
+    async def _settled(self) -> None:
+        """Wait for those who are to take over, else a rank dies while they are still on their way."""
+        await asyncio.to_thread(
+            self._cluster.wait, self._cluster.is_settled, "nobody waits", RECOVERY_DEADLINE
+        )
+
     # leaks
 
     def belongings(self) -> tuple[list[str], int]:
@@ -180,6 +189,7 @@ class Trial:
 
     async def check_leaks(self, before: tuple[list[str], int], result: Result) -> None:
         await self._ready()
+        await self._settled()
         end = time.monotonic() + IDLE_DEADLINE
         while leaks := await asyncio.to_thread(self._leaks, before):
             if time.monotonic() > end:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,7 +74,7 @@ class Host:
 
     @property
     def ranks(self) -> list[psutil.Process]:
-        return [process for process in self.processes if _words(process)[1:3] == ["-m", "server"]]
+        return [process for process in self.processes if is_rank(process)]
 
     @property
     def listening(self) -> set[int]:
@@ -144,6 +145,24 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.status() != psutil.STATUS_ZOMBIE and not process.name().startswith("sshd")
     except psutil.NoSuchProcess:
         return False
+
+
+def is_rank(process: psutil.Process) -> bool:
+    """Whether it is one; who only waits to be one has no part in any network."""
+    module = _words(process)[1:3]
+    return module == ["-m", "server"] or (module == ["-m", "server.standby"] and _connects(process))
+
+
+def _connects(process: psutil.Process) -> bool:
+    if sys.platform != "linux":
+        return bool(process.net_connections())
+    # psutil does not see the sockets of other network namespaces.
+    with contextlib.suppress(OSError):  # it has ended
+        for descriptor in Path(f"/proc/{process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if str(descriptor.readlink()).startswith("socket:"):
+                    return True
+    return False
 
 
 def _words(process: psutil.Process) -> list[str]:

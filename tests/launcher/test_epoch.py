@@ -47,10 +47,8 @@ def test_silence_is_a_fault_unless_the_ranks_were_asked_to_stop(
     probe = Probe(Report(True, "", 0, 0, ranks))
 
     async def live() -> Cause:
-        spec = JobSpec(("true",), tmp_path / "hostfile.json")
-        epoch = RunningEpoch(
-            1, cluster.members, spec, lambda line, error: None, PATIENCE, lambda: None
-        )
+        job = Job(JobSpec(("true",), tmp_path / "hostfile.json"), lambda line, error: None)
+        epoch = RunningEpoch(1, cluster.members, job, PATIENCE, lambda: None)
         await epoch.look(probe)
         if asked:
             epoch.stop("stopped")

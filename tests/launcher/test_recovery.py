@@ -26,7 +26,9 @@ pytestmark = pytest.mark.ranks
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
     model = make_folder(tmp_path / "tiny", "llama")
-    made = Cluster(tmp_path / "cluster", model, Setup(model).environment(), [])
+    made = Cluster(
+        tmp_path / "cluster", model, Setup(model).environment(), ["launcher.standby_after=0.1"]
+    )
     try:
         made.start()
         yield made
@@ -53,6 +55,7 @@ def test_killed_ranks_go_unnoticed(cluster: Cluster) -> None:
     status = cluster.status()
     assert status["state"] == "serving"
     assert [recovery["cause"] for recovery in status["recoveries"]] == ["died", "died"]
+    assert [recovery["standby"] for recovery in status["recoveries"]] == [True, True]
     killed, _ = status["recoveries"]
     assert killed["node"] == first
     assert killed["leader"] != first

@@ -21,8 +21,9 @@ from launcher.hostfile import local_hostfile
 from launcher.logs import LogStream
 from launcher.nodes import Cluster
 from launcher.probe import LOST_PATIENCE
+from launcher.starter import Launch
 from launcher.status import rendered, status_of, summary_of
-from launcher.supervisor import Launch, Supervisor
+from launcher.supervisor import Supervisor
 from launcher.watch import WishView
 from server.node.app import node_app
 

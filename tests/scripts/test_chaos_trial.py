@@ -59,6 +59,9 @@ class Sleepers(Cluster):
     def status(self) -> dict[str, Any]:
         return {"recoveries": [{"epoch": epoch} for epoch in range(1, self.looks + 1)]}
 
+    def is_settled(self) -> bool:
+        return True
+
     def sequences(self) -> int:
         return self.held
 

@@ -19,7 +19,8 @@ from launcher.frontdoor.door import FrontDoor
 from launcher.hostfile import local_hostfile
 from launcher.logs import LogStream
 from launcher.nodes import Cluster, Member
-from launcher.supervisor import Launch, Supervisor
+from launcher.starter import Launch
+from launcher.supervisor import Supervisor
 from server.access.middleware import Guard
 from server.access.policy import AccessPolicy
 from server.api.app import create_app
