@@ -113,6 +113,12 @@ class Gate:
             if not await self._turn(leader, exchange, case):
                 silent_since = None  # the one that was tried has broken that one
                 continue
+            if case.is_suspect:
+                log.warning(
+                    "a request is tried while others wait",
+                    request_id=asked.scope["state"]["request_id"],
+                    faults=case.faults,
+                )
             exchange.begin()
             before = exchange.tokens, exchange.delivered
             try:
