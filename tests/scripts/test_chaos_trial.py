@@ -7,6 +7,8 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -192,6 +194,24 @@ def test_faults_of_links_need_hosts(cluster: Sleepers) -> None:
     for kind in set(faults.ON_HOSTS).difference(faults.ON_ONE_MACHINE):
         with pytest.raises(AssertionError, match="needs hosts"):
             faults.choose_fault(cluster, kind, random.Random(1))
+
+
+def test_all_hosts_are_parted_and_joined_again() -> None:
+    apart: set[frozenset[str]] = set()
+
+    def pairs(some: list[str], others: list[str]) -> set[frozenset[str]]:
+        return {frozenset(pair) for pair in product(some, others)}
+
+    hosts = SimpleNamespace(
+        hosts=["a", "b", "c"],
+        part=lambda some, others: apart.update(pairs(some, others)),
+        join=lambda some, others: apart.difference_update(pairs(some, others)),
+    )
+    fault = faults.part_all(SimpleNamespace(hosts=hosts))  # type: ignore[arg-type]
+    fault.do()
+    assert apart == {frozenset("ab"), frozenset("bc"), frozenset("ac")}
+    fault.undo()
+    assert apart == set()
 
 
 # what recoveries consist of
