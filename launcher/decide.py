@@ -242,7 +242,8 @@ def _nobody(observed: Observed) -> Wait:
         reasons.append(f"{', '.join(down)} can't be reached")
     if held:
         reasons.append(f"{', '.join(n.name for n in held)} failed too often")
-    return Wait(_next_change(observed), " and ".join(reasons), permanent=not held)
+    # None of them is gone for good: it may have been the launcher's own link that was down.
+    return Wait(_next_change(observed), " and ".join(reasons))
 
 
 def _next_change(observed: Observed) -> float:

@@ -80,10 +80,12 @@ class LostNodes:
 
     def __init__(self) -> None:
         self._search: asyncio.Task[dict[str, str]] | None = None
+        self._members: tuple[Member, ...] = ()
 
     def search(self, members: Sequence[Member]) -> None:
         """Begin, unless that has been done."""
         if self._search is None:
+            self._members = tuple(members)
             self._search = asyncio.create_task(unreachable(members, LOST_PATIENCE))
 
     async def found(self) -> dict[str, str]:
@@ -91,4 +93,8 @@ class LostNodes:
         if self._search is None:
             return {}
         search, self._search = self._search, None
-        return await search
+        lost = await search
+        if len(lost) == len(self._members):
+            # Hardly all of them at once: it is this machine that is slow, and there is nobody to go on with.
+            lost = await unreachable(self._members)
+        return lost

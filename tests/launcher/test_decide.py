@@ -109,6 +109,15 @@ def test_without_any_node_the_reason_names_them() -> None:
     assert action == Wait(130.0, "mini1, master can't be reached and mini2 failed too often")
 
 
+def test_nodes_that_can_not_be_reached_may_come_back() -> None:
+    """Requests wait for them: for seconds even all of them may be out of reach."""
+    nodes = tuple(replace(node, up=False) for node in NODES)
+    action = next_action(seen(nodes=nodes, history=down(Cause.DIED)), POLICY)
+    assert isinstance(action, Wait)
+    assert not action.permanent
+    assert action.reason == "mini1, mini2, master can't be reached"
+
+
 def test_a_stop_is_the_end() -> None:
     assert next_action(seen(wishes=Wishes(stop=True)), POLICY) == Finish()
 
