@@ -8,7 +8,8 @@ the other first, so that what slows the machine down for a while hits both.  Wat
 /v1/cluster/events, and each second one scrape of /metrics and one look at the latest logs; they run on this
 machine too, so their own CPU time is part of the cost.  What is always on, metrics of each token, can't be left
 out of a server; it is timed by itself, and its share is told.  So is the CPU time of the server per token:
-where other programs share the machine, it says more than the clock.
+where other programs share the machine, it says more than the clock.  At the end of each round nothing is asked
+for a while, unwatched and watched: the CPU time per second of all processes of the server.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ from server.observe.latency import Latencies
 from server.observe.requests import RequestBook
 
 SCRAPE_S = 1.0
+SETTLE_S = 1.0  # before an idle server is looked at
+PICTURE = b'data: {"time"'
 HOOK_TOKENS = 100_000
 COLUMNS = (
     Column("rounds", "rounds", "d"),
@@ -60,6 +63,8 @@ COLUMNS = (
     Column("high", "highest", ".4f"),
     Column("cpu_ratio", "ratio of CPU/token", ".4f"),
     Column("pictures", "pictures/s per viewer"),
+    Column("idle", "idle, cores", ".4f"),
+    Column("idle_watched", "idle and watched", ".4f"),
     Column("hook_us", "always on, us/token", ".2f"),
     Column("hook_percent", "of one core, %", ".3f"),
 )
@@ -69,8 +74,10 @@ async def view(client: httpx.AsyncClient, seen: list[int]) -> None:
     """A viewer of the event feed, until cancelled; counts the pictures."""
     async with client.stream("GET", "/v1/cluster/events", timeout=None) as events:
         events.raise_for_status()
-        async for line in events.aiter_lines():
-            seen[0] += line.startswith("data: ")
+        async for (
+            chunk
+        ) in events.aiter_raw():  # as little work as can be: people look from elsewhere
+            seen[0] += chunk.count(PICTURE)
 
 
 async def scrape(client: httpx.AsyncClient) -> None:
@@ -129,6 +136,20 @@ def cpu_seconds(server: LocalServer) -> float:
     return sum(each.user + each.system for each in times)
 
 
+async def idle(args: argparse.Namespace, server: LocalServer) -> dict[str, float]:
+    """CPU seconds per second of a server that has nothing to do."""
+
+    async def cores() -> float:
+        await asyncio.sleep(SETTLE_S)
+        began, before = time.perf_counter(), cpu_seconds(server)
+        await asyncio.sleep(args.idle)
+        return (cpu_seconds(server) - before) / (time.perf_counter() - began)
+
+    unwatched = await cores()
+    async with watched(server.url, args.viewers):
+        return {"idle": unwatched, "idle_watched": await cores()}
+
+
 async def one_round(
     args: argparse.Namespace, server: LocalServer, prompts: PromptMaker, number: int
 ) -> dict[str, Any]:
@@ -150,6 +171,8 @@ async def one_round(
         found["watched" if is_watched else "unwatched"] = done.tokens_per_s
         cpu[is_watched] = done.cpu_per_token
     found["cpu_ratio"] = ratio(cpu[True], cpu[False])
+    if args.idle:
+        found |= await idle(args, server)
     found["ratio"] = ratio(found["watched"], found["unwatched"])
     say(f"round {number}: {found['ratio']:.4f}, CPU {found['cpu_ratio']:.4f}")
     return found
@@ -181,7 +204,13 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]], of_what: str) -
         "cpu_ratio": statistics.median(row["cpu_ratio"] for row in rows),
         "pictures": statistics.median(row["pictures"] for row in rows),
         "hook_us": hook,
+        "idle": None,
+        "idle_watched": None,
     }
+    if args.idle:
+        summary |= {
+            key: statistics.median(row[key] for row in rows) for key in ("idle", "idle_watched")
+        }
     summary["hook_percent"] = 1e-4 * hook * summary["unwatched"]
     print(f"\n{args.streams} streams, {args.ranks} ranks, {args.viewers} viewers; {of_what}.\n")
     print(table(COLUMNS, [summary]))
@@ -207,6 +236,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--viewers", type=positive, default=5, help="default: 5")
     parser.add_argument("--prompt", type=positive, default=32, help="tokens; default: 32")
     parser.add_argument("--tokens", type=positive, default=64, help="output; default: 64")
+    parser.add_argument(
+        "--idle", type=float, default=5.0, metavar="SECONDS", help="0: not looked at; default: 5"
+    )
     add_setup_arguments(parser)
     return parse(parser)
 

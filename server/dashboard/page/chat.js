@@ -5,6 +5,9 @@ import { h, say, show } from "./dom.js";
 import { may } from "./rights.js";
 import { count, rate, span } from "./words.js";
 
+const DRAWN_MS = 60; // between two looks at what has come: many a token would be a layout of its own
+const NEAR = 40; // pixels from the end: who has scrolled up wants to read there
+
 export function chatView(section, store) {
   const talk = []; // {role, content}
   let stop = null; // ends the answer that is being written
@@ -63,6 +66,28 @@ export function chatView(section, store) {
     return { body, note };
   }
 
+  /** Writes what it is given into an element, some of it at a time. */
+  function writer(body) {
+    const written = document.createTextNode("");
+    body.append(written);
+    let [waiting, timer] = ["", null];
+    const flush = () => {
+      clearTimeout(timer);
+      timer = null;
+      const follows = log.scrollHeight - log.scrollTop - log.clientHeight < NEAR;
+      written.appendData(waiting);
+      waiting = "";
+      if (follows) log.scrollTop = log.scrollHeight;
+    };
+    return {
+      flush,
+      write(text) {
+        waiting += text;
+        timer ??= setTimeout(flush, DRAWN_MS);
+      },
+    };
+  }
+
   async function ask(event) {
     event.preventDefault();
     const content = text.value.trim();
@@ -76,12 +101,14 @@ export function chatView(section, store) {
     show(halt, true);
     show(send, false);
     const shown = turn("assistant", "");
+    const pen = writer(shown.body);
     log.setAttribute("aria-busy", "true");
     try {
-      await answer(shown, stop.signal);
+      say(shown.note, await answer(pen, stop.signal));
     } catch (error) {
       say(shown.note, error.name === "AbortError" ? "Stopped." : error.message);
     } finally {
+      pen.flush();
       talk.push({ role: "assistant", content: shown.body.textContent });
       stop = null;
       log.removeAttribute("aria-busy");
@@ -92,7 +119,8 @@ export function chatView(section, store) {
     }
   }
 
-  async function answer({ body, note }, signal) {
+  /** What there is to say of it at the end. */
+  async function answer(pen, signal) {
     const model = store.state.picture?.model ?? store.state.status?.model.model;
     const began = performance.now();
     let [first, tokens] = [null, 0];
@@ -112,15 +140,14 @@ export function chatView(section, store) {
       const delta = chunk.choices[0]?.delta.content ?? "";
       if (delta) {
         first ??= performance.now();
-        body.append(delta);
-        log.scrollTop = log.scrollHeight;
+        pen.write(delta);
       }
       tokens = chunk.usage?.completion_tokens ?? tokens;
     }
-    if (first === null) return say(note, "An empty answer.");
+    if (first === null) return "An empty answer.";
     const seconds = (performance.now() - first) / 1000;
     const speed = tokens > 1 ? `, ${rate((tokens - 1) / seconds)} a second` : "";
-    say(note, `${count(tokens, "token")}${speed}, the first after ${span((first - began) / 1000)}`);
+    return `${count(tokens, "token")}${speed}, the first after ${span((first - began) / 1000)}`;
   }
 
   return (state) => {
