@@ -30,8 +30,8 @@ QUIET = (  # a browser that asks nobody but the page's server
     "--disable-sync",
 )
 SHOTS: dict[str, dict[str, Any]] = {
-    "light": {"color_scheme": "light", "viewport": {"width": 1360, "height": 1000}},
-    "dark": {"color_scheme": "dark", "viewport": {"width": 1360, "height": 1000}},
+    "light": {"color_scheme": "light", "viewport": {"width": 1360, "height": 1290}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1360, "height": 1290}},
     "phone": {
         "color_scheme": "light",
         "viewport": {"width": 390, "height": 844},
@@ -106,6 +106,7 @@ def main() -> int:
                 page.locator(".node").first.wait_for()
                 if not args.idle:
                     at_work(page)
+                page.evaluate("scrollTo(0, 0)")
                 path = args.folder / f"{name}.png"
                 page.screenshot(path=path, full_page=args.full, animations="disabled")
                 print(path)

@@ -29,7 +29,7 @@ export function figuresView(section) {
     const prompt = known?.tokens_per_s.prompt;
     const highest = Math.max(0, ...history.map((entry) => entry.rate ?? 0));
     const peak = Math.max(1, highest);
-    const note = (words) => (known ? words() : "");
+    const note = (words) => (known ? words() : ""); // nothing is said of what is not known
     speed.set(rate(known?.tokens_per_s.generated), `prompts ${rate(prompt)}, peak ${rate(highest)} in 2 min`);
     first.set(span(spread?.p50), note(() => (spread.requests ? `95 % within ${span(spread.p95)}` : "no request yet")));
     running.set(known ? String(known.queue.running) : "–", note(() => groups(known.scheduling)));
