@@ -45,7 +45,7 @@ from benchlib.prompts import PromptMaker
 from benchlib.report import Column, new_figure, save_figure, table, write_json
 from benchlib.servers import LocalServer, ServerFailed, scratch_folder
 from benchlib.stats import ratio
-from benchlib.targets import OURS, Target
+from benchlib.targets import OURS, SUPERVISED, Target
 from pipeline.request import GenerationRequest, SamplingParams, TokenEvent
 from server.observe.latency import Latencies
 from server.observe.requests import RequestBook
@@ -212,7 +212,8 @@ def report(args: argparse.Namespace, rows: list[dict[str, Any]], of_what: str) -
             key: statistics.median(row[key] for row in rows) for key in ("idle", "idle_watched")
         }
     summary["hook_percent"] = 1e-4 * hook * summary["unwatched"]
-    print(f"\n{args.streams} streams, {args.ranks} ranks, {args.viewers} viewers; {of_what}.\n")
+    where = "supervised ranks" if args.supervised else "ranks"
+    print(f"\n{args.streams} streams, {args.ranks} {where}, {args.viewers} viewers; {of_what}.\n")
     print(table(COLUMNS, [summary]))
     write_json(args, benchmark="observe", summary=summary, rounds=rows)
     if args.plot:
@@ -232,6 +233,11 @@ def draw(ratios: Sequence[float], path: Path) -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = new_parser(__doc__, rounds=9)
     parser.add_argument("--ranks", type=positive, default=2, help="default: 2")
+    parser.add_argument(
+        "--supervised",
+        action="store_true",
+        help="with the launcher, whose front door viewers look at",
+    )
     parser.add_argument("--streams", type=positive, default=8, help="default: 8")
     parser.add_argument("--viewers", type=positive, default=5, help="default: 5")
     parser.add_argument("--prompt", type=positive, default=32, help="tokens; default: 32")
@@ -246,9 +252,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     setup = setup_of(args)
+    kind = SUPERVISED if args.supervised else OURS
     with (
         scratch_folder() as scratch,
-        setup.server(Target(OURS, args.ranks), Path(scratch)) as server,
+        setup.server(Target(kind, args.ranks), Path(scratch)) as server,
     ):
         asyncio.run(warm_up(server))
         prompts = PromptMaker.of_model(setup.model)
