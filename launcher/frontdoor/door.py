@@ -12,7 +12,7 @@ import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute, Mount
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from config import Config
@@ -34,7 +34,6 @@ from server.api.outer import guarded, outermost
 from server.dashboard import dashboard_routes
 from server.node.forward import Forwarder, ForwardLimits
 from server.node.serve import HttpServers, Listener, start_servers
-from server.observe.feed import MAX_VIEWERS
 from server.tls.contexts import launcher_tls
 from server.tls.gateway import GatewayTls, gateway_tls
 
@@ -118,6 +117,7 @@ class FrontDoor:
             *self._status.routes(),
             *(self._events.routes() if self._events is not None else ()),
             *dashboard_routes(launcher=bool(self._admin_routes)),
+            *self.gate.responses.routes(),
             Mount("/", app=self._pass),
         ]
         app = Starlette(
@@ -126,6 +126,7 @@ class FrontDoor:
             exception_handlers=dict.fromkeys(HANDLED, respond),
         )
         app.router.redirect_slashes = False
+        app.state.responses = self.gate.responses.store
         return app
 
     async def stop(self, grace: float) -> None:
@@ -176,12 +177,11 @@ class FrontDoor:
             self._events.changed()
 
     def _events_of(self, document: Callable[[], dict[str, object]]) -> LauncherEvents:
-        viewers = replace(self._forward_limits, max_requests=MAX_VIEWERS)
         network = self._config.network
         return LauncherEvents(
             document,
             self._leadership,
-            Upstream(viewers, self._tls),
+            Upstream(self._forward_limits, self._tls),
             lambda: Backoff(network.retry_initial, network.retry_max),
         )
 
@@ -202,7 +202,9 @@ class FrontDoor:
         """Who may come in; what is counted is at rank 0.  Raises AccessError."""
         guard, notice = protect_front_door(self._config, self._neighbours)
         log.info(notice)
-        return guard
+        here = [*self._admin_routes, *self.gate.responses.routes()]
+        paths = frozenset(route.path for route in here if isinstance(route, Route))
+        return replace(guard, answered=paths)
 
     def _forwarder_to(self, leader: LeaderAddress) -> Forwarder:
         scheme = "http" if self._tls is None else "https"

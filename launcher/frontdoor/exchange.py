@@ -58,6 +58,7 @@ class Exchange:
         self.events = bytearray()  # EVENT records, as rank 0 wrote them
         self.start: Start | None = None  # as the client has it
         self.delivered = 0  # bytes of the body that the client has
+        self.kept: bytes | None = None  # what the response leaves behind for later ones
         self.unsent: deque[Out] = deque()  # counted as delivered, and not with the client yet
         self.tokens = 0
         self.attempts = 0
@@ -90,6 +91,8 @@ class Exchange:
         """What the client gets for a record.  Raises Interrupted, Diverged and JournalError."""
         if record.kind is Kind.EVENT:
             self._take_event(record)
+        elif record.kind is Kind.KEEP:
+            self.kept = record.payload
         elif record.kind is Kind.START:
             yield from self._take_start(Start.of(record.payload))
         elif record.kind is Kind.BROKEN:

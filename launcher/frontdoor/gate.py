@@ -20,6 +20,7 @@ from launcher.frontdoor import metrics
 from launcher.frontdoor.delivery import Delivery, wants_stream
 from launcher.frontdoor.exchange import BUSY, END, Diverged, Exchange, Interrupted
 from launcher.frontdoor.leadership import Backoff, Leadership
+from launcher.frontdoor.responses import KeptResponses
 from launcher.frontdoor.suspects import Case, Verdict
 from launcher.frontdoor.turns import Turns
 from launcher.frontdoor.upstream import Answer, Asked, Upstream
@@ -68,6 +69,7 @@ class Gate:
         """`switch_model` is called with the model that a request wants."""
         self.leadership, self._upstream, self._bodies = leadership, upstream, bodies
         self.limits, self._switch_model = limits, switch_model
+        self.responses = KeptResponses()
         self._turns = Turns(leadership)
         self.draining = False
         self.in_flight = self.waiting = self.resumed = 0
@@ -78,8 +80,9 @@ class Gate:
             if self.draining:
                 raise NotReady("The server takes no new requests: it is being drained.")
             body = await self._bodies.read(Headers(scope=scope), receive)
+            asked = Asked(scope, body, self.responses.wanted(scope, body))
             with self._counted():
-                await unless_disconnected(receive, self._serve(Asked(scope, body), delivery))
+                await unless_disconnected(receive, self._serve(asked, delivery))
         except (ApiError, Refusal) as error:
             await delivery.fail(error, receive)
         except (ClientDisconnect, CutOff):
@@ -172,7 +175,7 @@ class Gate:
                     await self._pass_on(answer, exchange, delivery)
                 else:
                     delivery.accepted()
-                    await self._take_records(answer, exchange, case, delivery)
+                    await self._take_records(answer, asked, exchange, case, delivery)
         except httpx.TransportError as error:
             reason = f"the connection to rank 0 was lost ({type(error).__name__})"
             raise Interrupted(reason, fault=True) from error
@@ -185,7 +188,12 @@ class Gate:
             ) from error
 
     async def _take_records(
-        self, answer: Answer, exchange: Exchange, case: Case, delivery: Delivery
+        self,
+        answer: Answer,
+        asked: Asked,
+        exchange: Exchange,
+        case: Case,
+        delivery: Delivery,
     ) -> None:
         resuming = exchange.attempts > 1 and exchange.resumed
         tokens = exchange.tokens
@@ -193,6 +201,7 @@ class Gate:
             try:
                 for record in records:
                     exchange.unsent.extend(exchange.take(record))
+                    self._keep(asked, exchange)
             finally:
                 # Before anything is sent: with the last byte the client may go, and this task with it.
                 if exchange.tokens > tokens:
@@ -205,6 +214,12 @@ class Gate:
             if ended:
                 return
         raise CutOff
+
+    def _keep(self, asked: Asked, exchange: Exchange) -> None:
+        """Before the end of the response is told: its client may go on from it at once."""
+        kept, exchange.kept = exchange.kept, None
+        if kept is not None:
+            self.responses.keep(kept, asked.scope)
 
     async def _deliver(self, answer: Answer, exchange: Exchange, delivery: Delivery) -> bool:
         """Send what is due; True if that was all of the answer.

@@ -17,7 +17,7 @@ from server.api.errors import InvalidRequest
 from server.api.request_id import HEADER as REQUEST_ID
 from server.node.forward import ForwardLimits, UpstreamTls, new_client
 from server.node.relay import end_to_end
-from server.replay.records import HEADER, MEDIA_TYPE, Record, RecordReader, Start
+from server.replay.records import HEADER, KEPT_HEADER, MEDIA_TYPE, Record, RecordReader, Start
 from server.tls.contexts import ClusterTls
 from server.tls.identity import node
 
@@ -27,6 +27,7 @@ _REPLACED = LOOKED_AT | {
     b"accept-encoding",
     REQUEST_ID.encode(),
     HEADER.encode(),
+    KEPT_HEADER.encode(),
 }
 
 
@@ -35,10 +36,11 @@ STATUS_SECONDS = 2.0  # for a rank 0 that is asked how it is
 
 @dataclass(frozen=True)
 class Asked:
-    """A client's request, whole."""
+    """A client's request, whole, and the record of what it goes on from."""
 
     scope: Scope
     body: bytes
+    kept: bytes = b""
 
 
 class Answer:
@@ -170,10 +172,12 @@ class Upstream:
             target += b"?" + scope["query_string"]
         headers = self._headers(scope)
         headers.append((HEADER.encode(), exchange.context.header(len(events)).encode()))
+        if asked.kept:
+            headers.append((KEPT_HEADER.encode(), str(len(asked.kept)).encode()))
         return httpx.Request(
             "POST",
             self._url(leader, target),
             headers=headers,
-            content=events + asked.body,
+            content=asked.kept + events + asked.body,
             extensions=self._extensions(leader),
         )

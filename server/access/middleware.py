@@ -25,7 +25,7 @@ from server.access.principal import NOBODY, Principal
 from server.access.roles import Rule
 from server.observe.errors import count_error
 from server.replay.records import HEADER as JOURNAL_HEADER
-from server.replay.records import Context, JournalError
+from server.replay.records import KEPT_HEADER, Context, JournalError
 
 UNKNOWN = "-"
 METHODS = frozenset(
@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 class Guard:
     """What the middleware works with; without limiter and audit it only lets in or refuses.
 
-    only_refusals: whatever is let in is written down by somebody else.
+    only_refusals: whatever is let in is written down by somebody else, but for the paths `answered`.
     supervised: a front door passes requests on, and may go on with a response.
     """
 
@@ -47,6 +47,7 @@ class Guard:
     limiter: Limiter | None = None
     audit: AuditLog | None = None
     only_refusals: bool = False
+    answered: frozenset[str] = frozenset()
     supervised: bool = True
     pages: Pages = field(default_factory=Pages)
     clock: Callable[[], float] = time.monotonic
@@ -138,22 +139,21 @@ class _Visit:
     def _goes_on(self, peer: Address | None) -> bool:
         """Whether the front door repeats a request that was counted when it came.
 
-        Raises AddressRefused for anybody else who does so: what is told of a response is long, and is read
-        before it can be looked at.
+        Raises AddressRefused for anybody else who does so, or tells what was kept of another response: what is
+        told is long, and is read before it can be looked at.
         """
-        asked = self._headers.get(JOURNAL_HEADER)
+        asked, kept = self._headers.get(JOURNAL_HEADER), self._headers.get(KEPT_HEADER)
         try:
-            if asked is None or Context.parse(asked)[1] == 0:
-                return False
+            goes_on = asked is not None and Context.parse(asked)[1] > 0
         except JournalError:
-            return False  # refused by whoever reads it
+            goes_on = False  # refused by whoever reads it
         guard = self._guard
         near = peer is not None and (peer.is_loopback or peer in guard.policy.trusted)
-        if not (near and guard.supervised):
+        if (goes_on or kept is not None) and not (near and guard.supervised):
             raise AddressRefused(
                 "Only the launcher goes on with a response; access.trusted_proxies may name its address."
             )
-        return True
+        return goes_on
 
     async def _refuse(self, refusal: Refusal) -> None:
         request_id = self._scope.get("state", {}).get("request_id", "")
@@ -182,7 +182,8 @@ class _Visit:
 
     def _write_down(self, seconds: float) -> None:
         audit, account = self._guard.audit, self._account
-        if audit is None or (self._guard.only_refusals and not self._refused):
+        here = self._rule is not None and self._rule.path in self._guard.answered
+        if audit is None or (self._guard.only_refusals and not (self._refused or here)):
             return
         state, method = self._scope.get("state", {}), self._scope["method"]
         audit.write(

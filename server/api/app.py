@@ -20,15 +20,9 @@ from server.api.messages.routes import count_tokens, create_message
 from server.api.models import list_models, show_model, switch_model
 from server.api.openapi import show_openapi
 from server.api.outer import guarded, outermost
-from server.api.responses.routes import (
-    compact,
-    count_input_tokens,
-    create_response,
-    delete_response,
-    list_input_items,
-    show_response,
-)
+from server.api.responses.routes import compact, count_input_tokens, create_response
 from server.api.responses.store import ResponseStore
+from server.api.responses.stored import stored_routes
 from server.api.service import Service
 from server.api.switching import SWITCH_PATH
 from server.api.tokenization import detokenize, embeddings, tokenize
@@ -53,9 +47,7 @@ def create_app(
         Route("/v1/responses", create_response, methods=["POST"]),
         Route("/v1/responses/input_tokens", count_input_tokens, methods=["POST"]),
         Route("/v1/responses/compact", compact, methods=["POST"]),
-        Route("/v1/responses/{response_id}", show_response, methods=["GET"]),
-        Route("/v1/responses/{response_id}", delete_response, methods=["DELETE"]),
-        Route("/v1/responses/{response_id}/input_items", list_input_items, methods=["GET"]),
+        *stored_routes(),
         Route("/v1/messages", create_message, methods=["POST"]),
         Route("/v1/messages/count_tokens", count_tokens, methods=["POST"]),
         Route("/v1/embeddings", embeddings, methods=["POST"]),

@@ -27,13 +27,16 @@ from server.api.request_id import HEADER
 from server.node.app import node_app
 from server.node.relay import end_to_end, relay
 from server.replay.records import HEADER as JOURNAL_HEADER
+from server.replay.records import KEPT_HEADER
 
 log = structlog.get_logger(__name__)
 
 # Made anew: the whole body is sent at once, so its length is known.  No client asks for a journal: rank 0
 # believes what its neighbours tell of one.  Host stays what it was: by it and by Origin rank 0 knows whose page
 # it is that asks.
-_REPLACED = frozenset((b"content-length", HEADER.encode(), JOURNAL_HEADER.encode()))
+_REPLACED = frozenset(
+    name.encode() for name in ("content-length", HEADER, JOURNAL_HEADER, KEPT_HEADER)
+)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,14 @@ import msgspec
 from pipeline.errors import EngineFault, EngineStopped, TransportError
 from pipeline.request import GenerationRequest, Generator, TokenEvent
 from server.api.errors import InvalidRequest
-from server.replay.records import Context, JournalError, Kind, Record, RecordReader
+from server.replay.records import (
+    MAX_KEPT,
+    Context,
+    JournalError,
+    Kind,
+    Record,
+    RecordReader,
+)
 
 CLUSTER_FAULTS = (EngineFault, EngineStopped, TransportError)
 """Errors that say nothing of the request: it goes on when the cluster works again."""
@@ -64,6 +71,25 @@ def is_journaled() -> bool:
     return _journal.get(None) is not None
 
 
+def keep(payload: bytes) -> bool:
+    """Have the front door keep what a later request may go on from; False if the response goes to none.
+
+    What is too long is not kept at all.
+    """
+    journal = _journal.get(None)
+    if journal is None:
+        return False
+    if len(payload) <= MAX_KEPT:
+        journal.keep(payload)
+    return True
+
+
+def kept() -> bytes | None:
+    """What the front door has kept of the response from which the request at hand goes on."""
+    journal = _journal.get(None)
+    return None if journal is None else journal.kept
+
+
 @contextmanager
 def entered(context: Context, journal: Journal | None = None) -> Iterator[None]:
     """For what runs inside, tasks included."""
@@ -89,14 +115,20 @@ def events_of(
 class Journal:
     """Of one request.  `broken` tells that the cluster failed under it."""
 
-    def __init__(self, entries: Sequence[Entry], emit: Emit) -> None:
-        self._entries, self._emit = entries, emit
+    def __init__(
+        self, entries: Sequence[Entry], emit: Emit, kept_before: bytes | None = None
+    ) -> None:
+        self._entries, self._emit, self.kept = entries, emit, kept_before
         self._used = 0  # entries
         self._left: set[int] = set()  # choices that ended before all of their entries were used
         self._checked = False
         self._moved = asyncio.Condition()
         self._one_at_a_time = asyncio.Lock()
         self.broken: str | None = None
+
+    def keep(self, payload: bytes) -> None:
+        """See the function `keep`."""
+        self._emit(Record(Kind.KEEP, payload))
 
     def check(self, size: int, vocab_size: int) -> None:
         """Raises InvalidRequest for entries that a request of `size` choices can't have."""

@@ -14,12 +14,15 @@ from server.api.wire import to_json
 from server.replay.journal import Journal, entered, read_entries
 from server.replay.records import (
     HEADER,
+    KEPT_HEADER,
     MEDIA_TYPE,
     Context,
     JournalError,
     Kind,
     Record,
     Start,
+    kept_length,
+    kept_payload,
 )
 
 log = structlog.get_logger(__name__)
@@ -46,16 +49,18 @@ class JournalMiddleware:
             return
         try:
             context, length = Context.parse(asked)
-            events, receive = await _split(receive, length)
-            entries = read_entries(events)
+            before = kept_length(Headers(scope=scope).get(KEPT_HEADER))
+            told, receive = await _split(receive, before + length)
+            kept = kept_payload(told[:before]) if before else None
+            entries = read_entries(told[before:])
         except JournalError as error:
             refusal = await respond(Request(scope), InvalidRequest(str(error)))
             await refusal(scope, receive, send)
             return
         response = _Response(send)
-        journal = Journal(entries, response.emit)
+        journal = Journal(entries, response.emit, kept)
         with entered(context, journal):
-            await response.run(self._app, _without_events(scope, length), receive, journal)
+            await response.run(self._app, _without_told(scope, before + length), receive, journal)
 
 
 class _Response:
@@ -146,10 +151,10 @@ async def _split(receive: Receive, length: int) -> tuple[bytes, Receive]:
     data, more = bytearray(), True
     while len(data) < length:
         if not more:
-            raise JournalError("the body ends among the events")
+            raise JournalError("the body ends among what was told before")
         message = await receive()
         if message["type"] != "http.request":
-            raise JournalError("the connection ends among the events")
+            raise JournalError("the connection ends among what was told before")
         data += message.get("body", b"")
         more = message.get("more_body", False)
     rest: Message | None = {
@@ -168,11 +173,11 @@ async def _split(receive: Receive, length: int) -> tuple[bytes, Receive]:
     return bytes(data[:length]), receive_rest
 
 
-def _without_events(scope: Scope, length: int) -> Scope:
+def _without_told(scope: Scope, length: int) -> Scope:
     """The request as its client sent it."""
     headers = []
     for name, value in scope["headers"]:
-        if name == HEADER.encode():
+        if name in (HEADER.encode(), KEPT_HEADER.encode()):
             continue
         if name == b"content-length" and value.isdigit():
             headers.append((name, str(max(0, int(value) - length)).encode()))

@@ -2,7 +2,8 @@
 
 Spoken between a rank 0 and the front door in front of it, as the body of an HTTP response of type MEDIA_TYPE.
 A record is its kind, the length of its payload in 4 bytes, and the payload.  To go on, the front door repeats
-the request with the records of kind EVENT before the body; what is in them only rank 0 needs to know.
+the request with the records of kind EVENT before the body; what is in them only rank 0 needs to know.  What a
+response leaves behind for later ones is kept there too, since rank 0 may not be there any more.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from hashlib import blake2b
 import msgspec
 
 HEADER = "x-mlxc-journal"
+KEPT_HEADER = "x-mlxc-kept"  # bytes of a record KEEP before the events
 MEDIA_TYPE = "application/x-mlxc-journal"
 
 MAX_PAYLOAD = 16 << 20  # bytes; a whole document is one record
+MAX_KEPT = 8 << 20  # bytes of a payload of KEEP
 MAX_EVENTS = 64 << 20  # bytes of all events of a request
 NONCE_BYTES = 16
 
@@ -39,6 +42,7 @@ class Kind(Enum):
     START = b"S"  # status and headers of the response
     EVENT = b"J"  # the engine made a token, for which the BODY records after it are made
     BODY = b"B"  # bytes of the response
+    KEEP = b"K"  # for the front door to keep, and to send with a later request that goes on from this response
     END = b"E"  # the response is whole
     BROKEN = b"X"  # the cluster failed, not the request: it can go on when the cluster works again
 
@@ -106,6 +110,26 @@ class Start(msgspec.Struct, frozen=True, array_like=True):
             return msgspec.msgpack.decode(payload, type=cls)
         except msgspec.MsgspecError as error:
             raise JournalError(f"START: {error}") from error
+
+
+def kept_length(header: str | None) -> int:
+    """The value of KEPT_HEADER.  Raises JournalError."""
+    if header is None:
+        return 0
+    if not (header.isascii() and header.isdigit() and len(header) < 10):
+        raise JournalError(f"{KEPT_HEADER} = {header[:80]!r} should be a number of bytes")
+    if int(header) > _HEAD.size + MAX_KEPT:
+        raise JournalError(f"{KEPT_HEADER}: {header} bytes are more than {_HEAD.size + MAX_KEPT}")
+    return int(header)
+
+
+def kept_payload(data: bytes) -> bytes:
+    """The payload of the one record KEEP that `data` is.  Raises JournalError."""
+    reader = RecordReader()
+    records = list(reader.feed(data))
+    if not reader.complete or [record.kind for record in records] != [Kind.KEEP]:
+        raise JournalError("what was kept is not one whole record")
+    return records[0].payload
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""POST /v1/responses, and what can be done with a stored one."""
+"""POST /v1/responses"""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from server.api.errors import InvalidRequest, NotServed
 from server.api.generation import Job
 from server.api.responses.dialect import ResponsesDialect
 from server.api.responses.schemas import ResponsesBody
-from server.api.responses.store import ResponseStore, Stored
+from server.api.responses.store import PREVIOUS, Stored, UnknownResponse
+from server.api.responses.stored import store_of
 from server.api.responses.translate import NAMES, as_chat, as_messages
 from server.api.schemas import ChatBody, parse, parse_value
 from server.api.service import Service
@@ -21,8 +22,8 @@ from server.api.streaming import streamed, whole
 from server.api.templates import chat_prompt
 from server.api.translation import owner_of, renamed
 from server.api.wire import json_response
-
-PAGE = 100  # input items, at most, as OpenAI has it
+from server.replay import journal
+from server.replay.records import JournalError
 
 
 async def create_response(request: Request) -> Response:
@@ -39,10 +40,10 @@ async def create_response(request: Request) -> Response:
 
     def keep(document: dict[str, Any]) -> None:
         if body.stored:
-            stored = Stored(
-                document, _shown_input(body), messages + _said(document), owner_of(request)
-            )
-            _store(request).put(document["id"], stored)
+            said, owner = messages + _said(document), owner_of(request)
+            stored = Stored(document, _shown_input(body), said, owner)
+            if not journal.keep(stored.encoded):
+                store_of(request).put(stored)
 
     dialect = ResponsesDialect(body, chat_dialect, keep)
     job = Job(service, model, generator, specs)
@@ -64,55 +65,9 @@ async def count_input_tokens(request: Request) -> Response:
     return json_response({"object": "response.input_tokens", "input_tokens": len(prompt)})
 
 
-async def show_response(request: Request) -> Response:
-    """GET /v1/responses/{id}"""
-    if request.query_params.get("stream", "false") != "false":
-        raise InvalidRequest("stream: a stored response is given whole.", param="stream")
-    return json_response(_stored(request).document)
-
-
-async def delete_response(request: Request) -> Response:
-    """DELETE /v1/responses/{id}"""
-    response_id = request.path_params["response_id"]
-    _store(request).delete(response_id, owner_of(request))
-    return json_response({"id": response_id, "object": "response", "deleted": True})
-
-
-async def list_input_items(request: Request) -> Response:
-    """GET /v1/responses/{id}/input_items"""
-    items = _stored(request).input_items
-    order = request.query_params.get("order", "desc")
-    if order not in ("asc", "desc"):
-        raise InvalidRequest("order must be asc or desc.", param="order")
-    shown = items if order == "asc" else items[::-1]
-    after = request.query_params.get("after")
-    if after is not None:
-        ids = [item["id"] for item in shown]
-        if after not in ids:
-            raise InvalidRequest(f"after: no item has the id {after[:80]!r}.", param="after")
-        shown = shown[ids.index(after) + 1 :]
-    limit = _limit(request.query_params.get("limit", "20"))
-    page = shown[:limit]
-    return json_response(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(shown) > limit,
-        }
-    )
-
-
 async def compact(request: Request) -> Response:
     """POST /v1/responses/compact, which would be a response of this id to the routes above."""
     raise NotServed("Conversations are not compacted here.", status=404)
-
-
-def _limit(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= PAGE):
-        raise InvalidRequest(f"limit must be a number from 1 to {PAGE}.", param="limit")
-    return int(text)
 
 
 async def _body(request: Request, service: Service) -> ResponsesBody:
@@ -131,16 +86,27 @@ def _conversation(request: Request, body: ResponsesBody) -> list[dict[str, Any]]
     """The messages so far, without instructions, which hold for one response only."""
     before: list[dict[str, Any]] = []
     if body.previous_response_id is not None:
-        kept = _store(request).get(
-            body.previous_response_id, owner_of(request), "previous_response_id"
-        )
-        before = kept.messages
+        before = _before(request, body.previous_response_id).messages
     return before + as_messages(body.input)
 
 
 def _size(messages: list[dict[str, Any]]) -> int:
     """Characters of what was said, roughly; a conversation may be longer than any body."""
     return sum(len(str(message.get("content", ""))) for message in messages)
+
+
+def _before(request: Request, response_id: str) -> Stored:
+    """The response of this id, as the front door has kept it, or as it is kept here."""
+    owner, kept = owner_of(request), journal.kept()
+    if kept is None:
+        return store_of(request).get(response_id, owner, PREVIOUS)
+    try:
+        stored = Stored.decoded(kept)
+    except JournalError as error:
+        raise InvalidRequest(str(error)) from error
+    if (stored.id, stored.owner) != (response_id, owner):
+        raise UnknownResponse(response_id, PREVIOUS)
+    return stored
 
 
 def _said(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -151,12 +117,3 @@ def _said(document: dict[str, Any]) -> list[dict[str, Any]]:
 def _shown_input(body: ResponsesBody) -> list[dict[str, Any]]:
     shown = [item.model_dump(exclude_none=True) for item in body.input]
     return [{"id": f"item_{number}", **item} for number, item in enumerate(shown)]
-
-
-def _stored(request: Request) -> Stored:
-    return _store(request).get(request.path_params["response_id"], owner_of(request))
-
-
-def _store(request: Request) -> ResponseStore:
-    store: ResponseStore = request.app.state.responses
-    return store

@@ -6,9 +6,12 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
-from server.api.errors import ApiError
-from server.api.wire import to_json
+import msgspec
 
+from server.api.errors import ApiError
+from server.replay.records import JournalError
+
+PREVIOUS = "previous_response_id"
 MAX_RESPONSES = 1000
 MAX_BYTES = 64 << 20
 
@@ -27,16 +30,31 @@ class UnknownResponse(ApiError):
         )
 
 
-@dataclass(frozen=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True):
     """A response, what it was asked with, and the conversation that a next one goes on from."""
 
     document: dict[str, Any]
     input_items: list[dict[str, Any]]
-    messages: list[
-        dict[str, Any]
-    ]  # chat messages, this response's own included, without instructions
+    # Chat messages, this response's own included, without instructions.
+    messages: list[dict[str, Any]]
     owner: str  # nobody else sees it
+
+    @property
+    def id(self) -> str:
+        return str(self.document["id"])
+
+    @property
+    def encoded(self) -> bytes:
+        """As it travels to a front door."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def decoded(cls, data: bytes) -> Stored:
+        """Raises JournalError."""
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except msgspec.MsgspecError as error:
+            raise JournalError(f"what was kept is no response: {error}") from error
 
 
 @dataclass
@@ -69,12 +87,13 @@ class ResponseStore:
     def __len__(self) -> int:
         return len(self._owners)
 
-    def put(self, response_id: str, stored: Stored) -> None:
+    def put(self, stored: Stored) -> None:
         """Keep a response; one that alone exceeds the bounds is not kept, nor one in the place of another's."""
+        response_id = stored.id
         if self._owners.get(response_id, stored.owner) != stored.owner:
             return
         self._drop(response_id)
-        size = len(to_json([stored.document, stored.input_items, stored.messages]))
+        size = len(stored.encoded)
         if size > self._max_bytes:
             return
         shelf = self._shelves.setdefault(stored.owner, _Shelf())

@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from starlette.types import ASGIApp
+
 from launcher.door import LeaderAddress
 from pipeline.request import GenerationRequest
 from server.api.app import create_app
@@ -50,8 +52,10 @@ class Rank0:
         self.service.readiness = lambda: self.readiness
         self._servers: HttpServers | None = None
 
-    async def start(self, epoch: int = 1) -> LeaderAddress:
-        app = create_app(self.service)
+    async def start(
+        self, epoch: int = 1, make_app: Callable[[Service], ASGIApp] = create_app
+    ) -> LeaderAddress:
+        app = make_app(self.service)
         self._servers = await start_servers(
             [Listener("inference", app, "127.0.0.1", 0, self._tls and self._tls.server)]
         )

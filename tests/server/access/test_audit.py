@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,16 +74,21 @@ async def test_a_client_that_leaves_is_in_the_audit_log_with_what_it_used(path: 
     assert all(usage.sequences == 0 for usage in rank_0.guard.limiter._usage.values())
 
 
-async def test_a_front_door_writes_down_only_what_it_refuses(path: Path) -> None:
+async def test_a_front_door_writes_down_what_it_refuses_or_answers_itself(path: Path) -> None:
     rank_0 = Rank0(path)
-    rank_0.app = rank_0_app(
-        Guard(rank_0.guard.policy, audit=rank_0.guard.audit, only_refusals=True), rank_0.engine
-    )
+    guard = Guard(rank_0.guard.policy, audit=rank_0.guard.audit, only_refusals=True)
+    guard = replace(guard, answered=frozenset(["/v1/responses/{response_id}"]))
+    rank_0.app = rank_0_app(guard, rank_0.engine)
     async with rank_0.client(add_key(path)) as client:
         await client.post("/v1/chat/completions", json=CHAT)
         await client.post("/v1/chat/completions", json={})
         await client.post("/admin/models/switch", json={})
-    assert [entry["code"] for entry in rank_0.audit()] == ["insufficient_role"]
+        await client.get("/v1/responses/resp_1")
+    written = [(entry["route"], entry["status"], entry["code"]) for entry in rank_0.audit()]
+    assert written == [
+        ("/admin/models/switch", 403, "insufficient_role"),
+        ("/v1/responses/{response_id}", 404, None),
+    ]
 
 
 async def test_a_stream_that_fails_has_failed_whatever_its_status_was(path: Path) -> None:

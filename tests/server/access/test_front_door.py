@@ -11,9 +11,10 @@ import pytest
 from pipeline.request import TokenEvent
 from server.access.addresses import Networks
 from server.access.principal import KeyLimits
+from server.api.responses.store import Stored
 from server.replay.journal import Entry
 from server.replay.records import HEADER as JOURNAL_HEADER
-from server.replay.records import MEDIA_TYPE, RecordReader, Start
+from server.replay.records import KEPT_HEADER, MEDIA_TYPE, Kind, Record, RecordReader, Start
 from tests.server.access.apps import rank_0_app
 from tests.server.access.helpers import add_key
 from tests.server.access.rank0 import CHAT, Rank0
@@ -66,3 +67,31 @@ async def test_only_a_front_door_tells_what_was_answered(path: Path, supervised:
     async with rank_0.client(add_key(path), "127.0.0.1") as client:
         answer = await client.post("/v1/chat/completions", content=body, headers=headers)
     assert answer.status_code == (200 if supervised else 403)
+
+
+@pytest.mark.parametrize(
+    ("address", "supervised", "status"),
+    [("10.0.0.1", True, 404), ("10.0.0.1", False, 403), ("203.0.113.7", True, 403)],
+)
+async def test_only_a_front_door_tells_what_it_has_kept(
+    path: Path, address: str, supervised: bool, status: int
+) -> None:
+    """What is of another owner, or another response, is not what is asked for; and the request counts."""
+    rank_0 = Rank0(path, trusted=Networks(["10.0.0.1"]))
+    rank_0.app = rank_0_app(replace(rank_0.guard, supervised=supervised), rank_0.engine)
+    foreign = Stored({"id": "resp_1"}, [], [{"role": "user", "content": "x"}], "somebody else")
+    kept = Record(Kind.KEEP, foreign.encoded).encoded
+    asked = {"model": "tiny", "input": "hi", "previous_response_id": "resp_1"}
+    headers = {**journal_header(), KEPT_HEADER: str(len(kept))}
+    key = add_key(path, limits=KeyLimits(requests_per_minute=1))
+    async with rank_0.client(key, address) as client:
+        body = kept + json.dumps(asked).encode()
+        answer = await client.post("/v1/responses", content=body, headers=headers)
+        if answer.status_code == 200:  # records
+            answer_status = Start.of(next(RecordReader().feed(answer.content)).payload).status
+            again = await client.post("/v1/responses", content=body, headers=headers)
+            assert again.status_code == 429
+        else:
+            answer_status = answer.status_code
+    assert answer_status == status
+    assert rank_0.engine.requests == []

@@ -7,16 +7,16 @@ import pytest
 from server.api.responses.store import ResponseStore, Stored, UnknownResponse
 
 
-def stored(text: str = "", owner: str = "me") -> Stored:
-    return Stored({"text": text}, [], [], owner)
+def stored(name: str, text: str = "", owner: str = "me") -> Stored:
+    return Stored({"id": name, "text": text}, [], [], owner)
 
 
 def test_the_store_forgets_what_was_used_least_recently() -> None:
     store = ResponseStore(max_responses=2)
     for name in ("a", "b"):
-        store.put(name, stored())
+        store.put(stored(name))
     store.get("a", "me")
-    store.put("c", stored())
+    store.put(stored("c"))
     with pytest.raises(UnknownResponse):
         store.get("b", "me")
     assert len(store) == 2
@@ -25,23 +25,23 @@ def test_the_store_forgets_what_was_used_least_recently() -> None:
 def test_the_store_is_bounded_in_bytes() -> None:
     store = ResponseStore(max_bytes=1000)
     for number in range(50):
-        store.put(str(number), stored("x" * 100))
+        store.put(stored(str(number), "x" * 100))
         assert store.bytes <= 1000
     assert 0 < len(store) < 10
     kept = len(store)
-    store.put("large", stored("x" * 1000))  # alone it exceeds the bound, and pushes out nothing
+    store.put(stored("large", "x" * 1000))  # alone it exceeds the bound, and pushes out nothing
     assert len(store) == kept
 
 
 def test_a_stored_response_is_its_owners() -> None:
     store = ResponseStore()
-    store.put("a", stored())
+    store.put(stored("a"))
     with pytest.raises(UnknownResponse):
         store.get("a", "you")
     with pytest.raises(UnknownResponse):
         store.delete("a", "you")
-    store.put("a", stored("again"))
-    assert store.get("a", "me").document == {"text": "again"}
+    store.put(stored("a", "again"))
+    assert store.get("a", "me").document == {"id": "a", "text": "again"}
 
 
 def has(store: ResponseStore, response_id: str, owner: str) -> bool:
@@ -55,9 +55,9 @@ def has(store: ResponseStore, response_id: str, owner: str) -> bool:
 def test_nobody_pushes_out_what_others_have() -> None:
     by_number, by_size = ResponseStore(max_responses=10), ResponseStore(max_bytes=1000)
     for store, text in ((by_number, ""), (by_size, "x" * 100)):
-        store.put("mine", stored())
+        store.put(stored("mine"))
         for number in range(100):
-            store.put(f"greedy-{number}", stored(text, owner="greedy"))
+            store.put(stored(f"greedy-{number}", text, owner="greedy"))
         assert has(store, "mine", "me")
         assert has(store, "greedy-99", "greedy")
         assert not has(store, "greedy-0", "greedy")
@@ -66,9 +66,9 @@ def test_nobody_pushes_out_what_others_have() -> None:
 def test_who_comes_late_gets_room_from_who_has_most() -> None:
     store = ResponseStore(max_responses=4)
     for number in range(4):
-        store.put(f"a{number}", stored(owner="a"))
+        store.put(stored(f"a{number}", owner="a"))
     for number in range(4):
-        store.put(f"b{number}", stored(owner="b"))
+        store.put(stored(f"b{number}", owner="b"))
     kept = [name for name in ("a0", "a1", "a2", "a3") if has(store, name, "a")]
     assert kept == ["a2", "a3"]
     assert [name for name in ("b0", "b1", "b2", "b3") if has(store, name, "b")] == ["b2", "b3"]
@@ -77,6 +77,6 @@ def test_who_comes_late_gets_room_from_who_has_most() -> None:
 def test_an_empty_store_holds_nothing() -> None:
     store = ResponseStore()
     for owner in ("a", "b"):
-        store.put(owner, stored("text", owner=owner))
+        store.put(stored(owner, "text", owner=owner))
         store.delete(owner, owner)
     assert (len(store), store.bytes, store._shelves) == (0, 0, {})

@@ -10,6 +10,7 @@ import pytest
 from pipeline.request import TokenEvent, TokenLogprobs
 from server.replay.journal import Entry
 from server.replay.records import (
+    KEPT_HEADER,
     MAX_EVENTS,
     MAX_PAYLOAD,
     Context,
@@ -78,6 +79,39 @@ def test_what_is_no_journal_is_refused(header: str, events: bytes) -> None:
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
     assert not engine.requests
+
+
+KEPT = Record(Kind.KEEP, b"{}").encoded
+
+
+@pytest.mark.parametrize(
+    ("length", "kept"),
+    [
+        ("x", b""),
+        ("-1", b""),
+        (str(MAX_PAYLOAD), b""),
+        (str(1 << 20), b""),  # the body ends before
+        ("3", b"abc"),
+        (str(len(KEPT) - 1), KEPT),
+        (str(2 * len(KEPT)), KEPT * 2),
+        ("5", Record(Kind.END).encoded),
+    ],
+)
+def test_what_is_no_record_of_a_response_is_refused(length: str, kept: bytes) -> None:
+    engine = PureEngine()
+    app, headers = make_app(engine), {KEPT_HEADER: length}
+    response = ask_raw(app, PATH, BODY, CONTEXT.header(), kept, headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert not engine.requests
+
+
+def test_a_record_that_holds_no_response_is_refused() -> None:
+    asked = {"model": "tiny", "input": "hi", "previous_response_id": "resp_1"}
+    app, headers = make_app(PureEngine()), {KEPT_HEADER: str(len(KEPT))}
+    response = ask_raw(app, "/v1/responses", asked, CONTEXT.header(), KEPT, headers)
+    records = list(RecordReader().feed(response.content))
+    assert Start.of(records[0].payload).status == 400
 
 
 def test_an_answer_of_the_request_s_own_has_its_status() -> None:
