@@ -25,7 +25,7 @@ NAMESPACE = "http://www.w3.org/2000/svg"  # a name, that nobody asks for
 
 @pytest.fixture(params=APPS)
 def page(request: pytest.FixtureRequest) -> TestClient:
-    return TestClient(APPS[request.param]())
+    return TestClient(APPS[request.param](), base_url="http://127.0.0.1")
 
 
 def test_the_page_and_each_file_come_with_type_and_policy(page: TestClient) -> None:
