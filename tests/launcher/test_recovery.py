@@ -54,9 +54,11 @@ def test_killed_ranks_go_unnoticed(cluster: Cluster) -> None:
         assert sorted(chain(*held)) == list(range(LAYERS))
     status = cluster.status()
     assert status["state"] == "serving"
-    assert [recovery["cause"] for recovery in status["recoveries"]] == ["died", "died"]
-    assert [recovery["standby"] for recovery in status["recoveries"]] == [True, True]
-    killed, _ = status["recoveries"]
+    # Between the two, a node that was left out may have been taken in again on demand.
+    died = [recovery for recovery in status["recoveries"] if recovery["cause"] == "died"]
+    assert len(died) == 2
+    assert [recovery["standby"] for recovery in died] == [True, True]
+    killed, _ = died
     assert killed["node"] == first
     assert killed["leader"] != first
     cluster.stop()  # raises if anything is left
