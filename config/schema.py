@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from config.access import AccessConfig
 from config.errors import ConfigError, InvalidSetting
 from config.gateway import ApiGatewayConfig
+from config.keepalive import KeepAlive
 from config.keys import Path, closest, format_key
 from config.launcher import LauncherConfig
 from config.models import LayerRange, ModelConfig, Shard, is_source, unlisted_model
@@ -96,6 +97,7 @@ class SchedulerConfig(Section):
         default=1.0,
         description="Seconds between two tokens of a running stream that the prefill of others should not "
         "exceed: prefill steps are made smaller as needed, down to 8 tokens.",
+        json_schema_extra=DYNAMIC,
     )
     kv_memory_share: Share = Field(
         default=0.8,
@@ -128,11 +130,12 @@ class NetworkConfig(Section):
         "Refused on CUDA; on Metal not tried yet.",
     )
     keepalive_interval: Seconds = Field(
-        default=5.0, description="Seconds between two TCP keep-alive probes on an idle frame link."
+        default=5.0,
+        description="Seconds between two TCP keep-alive probes on an idle connection between nodes.",
     )
     keepalive_probes: Count = Field(
         default=3,
-        description="Unanswered keep-alive probes in a row after which a frame link is closed.",
+        description="Unanswered keep-alive probes in a row after which such a connection is closed.",
     )
     rpc_timeout: Seconds = Field(default=5.0, description="Deadline of one gRPC call in seconds.")
     retry_initial: Seconds = Field(
@@ -142,6 +145,11 @@ class NetworkConfig(Section):
     retry_max: Seconds = Field(
         default=5.0, description="Longest wait in seconds between two retries."
     )
+
+    @property
+    def keepalive(self) -> KeepAlive:
+        """What the two settings of keep-alive probes say."""
+        return KeepAlive(self.keepalive_interval, self.keepalive_probes)
 
     @model_validator(mode="after")
     def _check_retries(self) -> NetworkConfig:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import structlog
 
+from config.keepalive import KeepAlive
 from pipeline import frames
 from pipeline.errors import FrameError, LinkClosed, LinkTimeout
 from pipeline.frames import Hello, Welcome
-from pipeline.link import Connection, KeepAlive, Links, Peer
+from pipeline.link import Connection, Links, Peer
 from pipeline.security import LinkSecurity
 
 log = structlog.get_logger()

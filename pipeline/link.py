@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
-import sys
 import time
 from dataclasses import dataclass
 
+from config.keepalive import KeepAlive
 from pipeline import frames
 from pipeline.errors import LinkClosed, LinkTimeout
 from pipeline.frames import Frame
@@ -21,26 +21,6 @@ from pipeline.security import LinkSecurity
 RECEIVE_BYTES = (
     1 << 16
 )  # more than a record of TLS, so that none is left in its buffer, unseen by select
-
-
-@dataclass(frozen=True)
-class KeepAlive:
-    """TCP probes of an idle connection: a peer that vanished without closing it is found by them alone."""
-
-    interval: float = 5.0  # seconds; whole ones, at least one
-    probes: int = 3  # unanswered in a row
-
-    def apply(self, sock: socket.socket) -> None:
-        """Set the options of a socket."""
-        seconds = max(1, round(self.interval))
-        if sys.platform == "darwin":
-            idle = socket.TCP_KEEPALIVE
-        else:
-            idle = socket.TCP_KEEPIDLE
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.IPPROTO_TCP, idle, seconds)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, self.probes)
 
 
 class Connection:

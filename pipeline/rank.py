@@ -34,7 +34,7 @@ from pipeline.errors import (
 )
 from pipeline.frames import Loaded
 from pipeline.joining import join, listen
-from pipeline.link import KeepAlive, Links
+from pipeline.link import Links
 from pipeline.meeting import Meeting, agree, meet, place_layers
 from pipeline.placement import Placement, kv_capacity, limits_of
 from pipeline.plan.resources import this_node
@@ -224,7 +224,7 @@ class Rank:
                     meeting.epoch,
                     network.connect_timeout,
                     self._stopping.is_set,
-                    KeepAlive(network.keepalive_interval, network.keepalive_probes),
+                    network.keepalive,
                     self._security(meeting.node.name),
                 )
         return placement

@@ -26,7 +26,10 @@ class Follower:
         self._tls = None if tls is None else tls.server
         self._settings, self._view, self._hosts = settings, view, meeting.hosts
         self._host, self._ports = meeting.host, meeting.node.ports
-        limits = ForwardLimits(max_body_bytes=settings.config.api_gateway.max_body_bytes)
+        config = settings.config
+        limits = ForwardLimits(
+            config.api_gateway.max_body_bytes, keepalive=config.network.keepalive
+        )
         leader = meeting.nodes[0]
         upstream = None if tls is None else UpstreamTls(tls.client, node(leader.name).dns_name)
         self._forward = forward_app(meeting.hosts[0], leader.ports.inference, limits, upstream)

@@ -65,7 +65,9 @@ class FrontDoor:
         self._config, self._admin_routes, self._neighbours = config, admin_routes, neighbours
         gateway = config.api_gateway
         self._forward_limits = ForwardLimits(
-            gateway.max_body_bytes, max_requests=gateway.max_concurrent_requests + SPARE_CONNECTIONS
+            gateway.max_body_bytes,
+            max_requests=gateway.max_concurrent_requests + SPARE_CONNECTIONS,
+            keepalive=config.network.keepalive,
         )
         self._tls = launcher_tls(config.tls)
         self._upstream = Upstream(self._forward_limits, self._tls)

@@ -6,11 +6,10 @@ request upstream also while nothing is being sent: in the queue, or in a long pr
 
 from __future__ import annotations
 
-import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx
 import structlog
@@ -20,6 +19,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
+from config.keepalive import KeepAlive
 from server.api.body import BodyReader
 from server.api.disconnect import unless_disconnected
 from server.api.errors import ApiError, InvalidRequest, NotReady, Overloaded, respond
@@ -49,6 +49,7 @@ class ForwardLimits:
     connect_timeout_s: float = 2.0
     write_timeout_s: float = 30.0  # rank 0 takes no bytes
     body_patience_s: float = 30.0  # see BodyReader
+    keepalive: KeepAlive = field(default_factory=KeepAlive)
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ def new_client(
     transport = httpx.AsyncHTTPTransport(
         verify=False if context is None else context,  # False: nothing to verify, it is plain HTTP
         limits=httpx.Limits(max_connections=limits.max_requests if bounded else None),
-        socket_options=_keepalive_options(),
+        socket_options=limits.keepalive.options,
     )
     timeout = httpx.Timeout(
         connect=limits.connect_timeout_s,
@@ -193,15 +194,3 @@ def new_client(
     )
     # No proxy from the environment can reach a neighbour.
     return httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
-
-
-def _keepalive_options() -> list[tuple[int, int, int]]:
-    """Socket options that break a connection whose peer has been silent for about 30 s."""
-    # Linux and macOS have different names for the idle time.
-    idle = getattr(socket, "TCP_KEEPIDLE", None) or getattr(socket, "TCP_KEEPALIVE", None)
-    options = [
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
-        (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
-    ]
-    return options if idle is None else [*options, (socket.IPPROTO_TCP, idle, 15)]

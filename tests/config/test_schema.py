@@ -108,6 +108,7 @@ def test_dynamic_keys():
     assert {".".join(path) for path in FIELDS if is_dynamic(path)} == {
         "scheduler.prefill_chunk_tokens",
         "scheduler.max_batch_size",
+        "scheduler.inter_token_bound",
         "api_gateway.timeout",
         "api_gateway.max_concurrent_requests",
         "coordinator.health_check_interval",

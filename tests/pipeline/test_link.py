@@ -13,11 +13,12 @@ from contextlib import ExitStack, suppress
 
 import pytest
 
+from config.keepalive import KeepAlive
 from pipeline import frames
 from pipeline.errors import FrameError, LinkClosed, LinkTimeout
 from pipeline.frames import Frame, Goodbye, Hello, Prefill, Ready, Step, Welcome
 from pipeline.joining import MAX_CALLERS, join, listen
-from pipeline.link import Connection, KeepAlive, Links, Peer
+from pipeline.link import Connection, Links, Peer
 
 EPOCH = 7
 ENOUGH = 20.0  # seconds; a test that waits so long has failed
@@ -74,7 +75,7 @@ def test_many_frames_in_one_segment_and_one_in_many(ends: tuple[socket.socket, C
 
 def test_a_large_frame(pair: tuple[Connection, Connection]) -> None:
     one, other = pair
-    large = Step(0, work=Prefill(0, tuple(range(1_000_000))))
+    large = Step(0, work=Prefill((0,), (tuple(range(1_000_000)),)))
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(one.send, large, ENOUGH)
         assert other.receive(ENOUGH) == large
@@ -116,7 +117,7 @@ def test_a_trickle_of_bytes_is_no_frame() -> None:
 def test_a_peer_that_takes_nothing(ends: tuple[socket.socket, Connection]) -> None:
     _, connection = ends
     with pytest.raises(LinkTimeout, match=r"the peer took no frame within 0\.2 s"):
-        connection.send(Step(0, work=Prefill(0, (1 << 17,) * 2_000_000)), SHORT)
+        connection.send(Step(0, work=Prefill((0,), ((1 << 17,) * 2_000_000,))), SHORT)
 
 
 def test_a_peer_that_closes(pair: tuple[Connection, Connection]) -> None:

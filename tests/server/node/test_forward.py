@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.node.forward import forward_app
+from config.keepalive import KeepAlive
+from server.node.forward import forward_app, new_client
 from server.node.relay import end_to_end
 from server.node.serve import Listener, start_servers
 from server.rpc.listen import bind
@@ -230,3 +231,17 @@ async def test_rank_0_is_told_who_asked_whatever_the_client_says_of_itself() -> 
         await client.get("/echo", headers={"x-forwarded-for": "203.0.113.7"})
     values = [v for name, v in upstream.scopes[0]["headers"] if name == b"x-forwarded-for"]
     assert values == [b"203.0.113.7", b"127.0.0.1"]  # read from the right
+
+
+async def test_an_idle_connection_to_rank_0_is_probed_as_configured() -> None:
+    async with node() as (_, _, rank0):
+        host, port = rank0.addresses["rank 0"]
+        limits = replace(LIMITS, keepalive=KeepAlive(interval=7, probes=4))
+        async with (
+            new_client(limits, None) as client,
+            client.stream("GET", f"http://{host}:{port}/v1/models") as response,
+        ):
+            sock = response.extensions["network_stream"].get_extra_info("socket")
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 7
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 4
