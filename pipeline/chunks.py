@@ -6,7 +6,8 @@ p for each token.  A prompt of L tokens in L / c chunks has left the last of S s
     (L / c + S - 1) * (f + p * c)
 
 seconds, which is least for c = sqrt(f * L / (p * (S - 1))): with larger chunks the stages wait for the first
-one to come and the last one to go, with smaller ones f is paid more often.  Pure.
+one to come and the last one to go, with smaller ones f is paid more often.  Where chunks take turns with decode
+steps, these are paid for each chunk too, and count with f.  Pure.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ class ChunkSizes:
         fresh = (1.0, tokens, tokens**2, seconds, tokens * seconds)
         self._sums = tuple(MEMORY * old + new for old, new in zip(self._sums, fresh, strict=True))
 
-    @property
-    def fixed_tokens(self) -> float:
+    def fixed_tokens(self, beside: float = 0.0) -> float:
         """f / p: the tokens that take as long as a chunk does beside its tokens.
 
+        `beside`: seconds of other work for each chunk.
         Least squares with a ridge that pulls f towards FIXED_TOKENS * p: chunks of one size don't tell.
         """
         count, tokens, squares, seconds, products = self._sums
@@ -46,15 +47,16 @@ class ChunkSizes:
         a, b, c = count + ridge, tokens - ridge * FIXED_TOKENS, squares + ridge * FIXED_TOKENS**2
         fixed = (c * seconds - b * products) / (a * c - b * b)
         per_token = (a * products - b * seconds) / (a * c - b * b)
+        fixed = max(fixed, 0.0) + beside
         if per_token * LARGEST_FIXED <= fixed:  # a larger chunk takes no longer than a small one
             return LARGEST_FIXED
-        return max(fixed / per_token, 0.0)
+        return fixed / per_token
 
-    def best(self, prompt: int, most: int) -> int:
-        """Tokens of each chunk of `prompt` tokens, at most `most`."""
+    def best(self, prompt: int, most: int, beside: float = 0.0) -> int:
+        """Tokens of each chunk of `prompt` tokens, at most `most`; `beside` as above."""
         if self.stages == 1 or prompt <= MULTIPLE:
             return most
-        fixed = self.fixed_tokens
+        fixed = self.fixed_tokens(beside)
         ideal = prompt / max(MULTIPLE, sqrt(fixed * prompt / (self.stages - 1)))  # chunks
         # All of one size: a short last one would pay f like the others.
         sizes = [ceil(prompt / n / MULTIPLE) * MULTIPLE for n in (max(1, int(ideal)), ceil(ideal))]

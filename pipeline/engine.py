@@ -204,8 +204,9 @@ class Engine:
         if isinstance(work, DecodeBatch):
             tokens = tuple(self._requests[s].next_token for s in work.sequences)
             return Decode(work.group, work.sequences, tokens)
-        self._prompted += work.end - work.start
-        return Prefill(work.sequence, self._requests[work.sequence].tokens[work.start : work.end])
+        self._prompted += sum(chunk.tokens for chunk in work.chunks)
+        rows = [self._requests[c.sequence].tokens[c.start : c.end] for c in work.chunks]
+        return Prefill(work.sequences, tuple(rows))
 
     def _absorb(self, result: Result) -> None:
         self._last_progress = began = time.monotonic()

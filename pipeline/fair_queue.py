@@ -10,6 +10,8 @@ more than a sequence of each.  With one tenant this is a plain queue.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import chain
 
 from pipeline.limits import Sequence
 
@@ -26,6 +28,10 @@ class FairQueue:
 
     def __len__(self) -> int:
         return self._length
+
+    def __iter__(self) -> Iterator[Sequence]:
+        """All of them; not in the order in which they will be served."""
+        return chain(self._first, *self._lines.values())
 
     def append(self, sequence: Sequence) -> None:
         """Behind the others of its tenant."""

@@ -23,7 +23,7 @@ from pipeline.errors import FrameError
 from pipeline.request import Count, SamplingParams, TokenId, TokenLogprobs
 from pipeline.split import TensorSpec
 
-PROTOCOL = 5
+PROTOCOL = 6
 MAX_FRAME_BYTES = 64 << 20
 """A frame holds at most one prompt, 5 bytes a token: this is room for millions of tokens."""
 
@@ -72,10 +72,16 @@ class Admission(Record, frozen=True):
 
 
 class Prefill(Record, frozen=True, tag="prefill", tag_field="type"):
-    """Feed tokens of a prompt to the caches of one sequence; nothing is sampled."""
+    """Feed tokens of prompts to the caches of their sequences; nothing is sampled.
 
-    sequence: SequenceId
-    tokens: Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)]
+    Several are computed side by side, padded to the longest: only where no model loops.
+    """
+
+    sequences: Annotated[tuple[SequenceId, ...], msgspec.Meta(min_length=1)]
+    tokens: Annotated[
+        tuple[Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)], ...],
+        msgspec.Meta(min_length=1),
+    ]  # of each
 
 
 class Decode(Record, frozen=True, tag="decode", tag_field="type"):
@@ -189,7 +195,7 @@ def _check_step(step: Step) -> None:
                 f"step {step.id}: sequence {admission.sequence} is to have {admission.length}"
                 f" tokens of {admission.source}"
             )
-    if isinstance(work, Decode):
+    if work is not None:
         if len(work.sequences) != len(work.tokens):
             raise FrameError(
                 f"step {step.id}: {len(work.tokens)} tokens for {len(work.sequences)} sequences"

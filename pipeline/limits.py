@@ -18,10 +18,12 @@ class Limits:
     prefill_chunk: int  # tokens, at most
     fixed_chunk: bool = False  # chunks have just this size, whatever is measured
     batchable: bool = True  # False: a micro-batch is one sequence, whatever is configured
+    paddable: bool = True  # False: only prompts of one length are prefilled side by side
     context: int | None = None  # prompt + output of one sequence; None: the model does not say
     # Running and kept sequences together, on the tightest stage; None: no limit.
     kv_tokens: int | None = None
-    max_prefilling: int = 4  # prompts that take turns, so that a short one overtakes a long one
+    # Prompts that take turns, so that a short one overtakes a long one; more if they fit into one step.
+    max_prefilling: int = 4
     groups: int | None = None  # fixed number of micro-batches; None: as Pacing measures
     # Seconds between two tokens of a running stream, which prefill chunks are sized to keep; None: no bound.
     inter_token: float | None = None
@@ -35,6 +37,15 @@ class Limits:
     def group_size(self) -> int:
         """The most sequences in one micro-batch."""
         return self.max_group if self.batchable else 1
+
+    def can_cut(self, tokens: int) -> bool:
+        """Whether the caches of a sequence with so many tokens can be cut at any point."""
+        return self.cut_limit is None or tokens <= self.cut_limit
+
+    @property
+    def prefill_rows(self) -> int:
+        """The most prompts in one prefill step."""
+        return 1 if self.loops > 1 else self.group_size
 
     @property
     def window(self) -> int:

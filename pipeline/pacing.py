@@ -286,6 +286,11 @@ class Pacing:
         """
         return self._chunk_seconds / self._chunk_tokens if self._chunk_tokens else None
 
+    @property
+    def decoding(self) -> float:
+        """Seconds between two tokens of a sequence without prefill beside it; 0 before any fit."""
+        return self._cycle(self.choice.sequences, self.choice.groups, prefill=0.0)
+
     def chunk(self, bound: float, most: int) -> int:
         """Prompt tokens of the next chunk, up to `most`, that leave running streams a token in `bound` seconds.
 
@@ -295,8 +300,7 @@ class Pacing:
         rate = self.stall_per_token
         if not rate:
             return min(most, SMALLEST_CHUNK)
-        decoding = self._cycle(self.choice.sequences, self.choice.groups, prefill=0.0)
-        tokens = max(0.0, MARGIN * bound - decoding) / rate
+        tokens = max(0.0, MARGIN * bound - self.decoding) / rate
         if tokens >= most:
             return most
         whole = int(tokens) // ALIGNED * ALIGNED if tokens > 4 * ALIGNED else int(tokens)

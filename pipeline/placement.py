@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from config import Config
 from pipeline.checkpoint import Checkpoint
@@ -11,7 +12,7 @@ from pipeline.plan import LayerRange, Plan
 from pipeline.plan.resources import prefill_chunk
 from pipeline.scheduler import Limits
 from pipeline.served_model import max_model_len
-from pipeline.split import cut_limit
+from pipeline.split import can_pad, cut_limit
 
 DEFAULT_PREFIX_TOKENS = 1 << 16
 """Tokens of finished sequences that are kept where nobody knows what a token takes."""
@@ -58,26 +59,39 @@ def kv_capacity(config: Config, placement: Placement, parameter_bytes: int) -> i
 
 def limits_of(config: Config, placement: Placement, kv_tokens: int | None) -> Limits:
     """Of the scheduler on rank 0; `kv_tokens`: the least capacity of all nodes."""
-    scheduler, gateway = config.scheduler, config.api_gateway
     blueprint = placement.checkpoint.blueprint()
     limit = cut_limit(blueprint.caches)
     return Limits(
         stages=placement.meeting.size,
-        max_requests=gateway.max_concurrent_requests,
-        max_running=gateway.max_concurrent_requests,
-        max_group=scheduler.max_batch_size,
+        **_dynamic(config),
         batchable=blueprint.batchable,
-        prefill_chunk=prefill_chunk(scheduler.prefill_chunk_tokens),
-        fixed_chunk=scheduler.prefill_chunk_tokens is not None,
+        paddable=can_pad(blueprint.caches),
         context=max_model_len(config, placement.checkpoint),
         kv_tokens=kv_tokens,
-        groups=scheduler.groups,
-        inter_token=scheduler.inter_token_bound,
+        groups=config.scheduler.groups,
         loops=blueprint.passes,
         prefix_tokens=_prefix_tokens(config, kv_tokens),
         prefix_sequences=STATEFUL_PREFIXES if limit == 0 else PREFIXES,
         cut_limit=limit,
     )
+
+
+def reconfigured(limits: Limits, config: Config) -> Limits:
+    """The limits once settings have changed that may change while it runs."""
+    return replace(limits, **_dynamic(config))
+
+
+def _dynamic(config: Config) -> dict[str, Any]:
+    """What follows from such settings."""
+    scheduler, most = config.scheduler, config.api_gateway.max_concurrent_requests
+    return {
+        "max_requests": most,
+        "max_running": most,
+        "max_group": scheduler.max_batch_size,
+        "prefill_chunk": prefill_chunk(scheduler.prefill_chunk_tokens),
+        "fixed_chunk": scheduler.prefill_chunk_tokens is not None,
+        "inter_token": scheduler.inter_token_bound,
+    }
 
 
 def _prefix_tokens(config: Config, kv_tokens: int | None) -> int:

@@ -2,16 +2,14 @@
 
 Continuous batching with micro-batches: sequences join and leave between steps; decoding sequences live in
 groups, each group has at most one step in flight, and several groups fill the stages one behind the other.
-A prompt is cut into chunks which follow each other through the stages without waiting; chunks and decode steps
-take turns, so that a long prompt delays running streams by a bounded number of chunks.  A finished sequence
+A prompt is cut into chunks which follow each other through the stages without waiting, short prompts side by
+side; chunks and decode steps take turns, so that a long prompt delays running streams by a bounded number of
+chunks.  A finished sequence
 stays on the stages as long as there is room: a prompt that begins like it, or like one that still runs, starts
 from a copy.
 """
 
 from __future__ import annotations
-
-from collections import deque
-from dataclasses import replace
 
 from pipeline.errors import ContextTooLong, QueueFull
 from pipeline.fair_queue import FairQueue
@@ -19,10 +17,11 @@ from pipeline.groups import Groups, wanted_groups
 from pipeline.limits import Limits, Sequence
 from pipeline.memory import MemoryState, MemoryWatch
 from pipeline.pacing import Pacing
+from pipeline.prefilling import Prefilling, Room
 from pipeline.prefixes import BLOCK, PrefixCache
-from pipeline.steps import Admitted, DecodeBatch, PrefillChunk, StepPlan
+from pipeline.steps import Admitted, DecodeBatch, PrefillBatch, StepPlan
 
-__all__ = ["Admitted", "DecodeBatch", "Limits", "PrefillChunk", "Scheduler", "StepPlan"]
+__all__ = ["Admitted", "DecodeBatch", "Limits", "PrefillBatch", "Scheduler", "StepPlan"]
 
 
 class Scheduler:
@@ -36,7 +35,7 @@ class Scheduler:
         self._preempted = 0
         self._waiting = FairQueue()
         self._running: dict[int, Sequence] = {}
-        self._prefilling: deque[Sequence] = deque()  # in turn
+        self._prefilling = Prefilling()
         self._followers: list[Sequence] = []  # admitted, but better off waiting for a prefix
         self._due: list[Sequence] = []  # to be copied before their first decode step
         self._groups = Groups(lambda n: wanted_groups(self.limits, self.pacing, n))
@@ -84,19 +83,13 @@ class Scheduler:
         ended = self._released or self._retained
         return not (self._waiting or self._running or ended or self._in_flight)
 
-    def reconfigure(
-        self, max_requests: int, max_group: int, prefill_chunk: int, fixed_chunk: bool = False
-    ) -> None:
-        """Change limits between two steps; what runs already goes on."""
-        self.limits = replace(
-            self.limits,
-            max_requests=max_requests,
-            max_running=max_requests,
-            max_group=max_group,
-            prefill_chunk=prefill_chunk,
-            fixed_chunk=fixed_chunk,
-        )
-        self.memory.max_running = max_requests
+    def reconfigure(self, limits: Limits) -> None:
+        """Change limits between two steps; what runs already goes on.
+
+        Those that are not from the configuration have to stay as they are.
+        """
+        self.limits = limits
+        self.memory.max_running = limits.max_running
 
     # events
 
@@ -137,7 +130,7 @@ class Scheduler:
             self._waiting.remove(sequence)
             return
         self._waiting.give_back(ended)
-        self._prefilling = deque(s for s in self._prefilling if s.id != sequence)
+        self._prefilling.remove(sequence)
         self._followers = [s for s in self._followers if s.id != sequence]
         self._due = [s for s in self._due if s.id != sequence]
         self._groups.leave(sequence)
@@ -193,7 +186,9 @@ class Scheduler:
 
     def _release(self, sequences: list[int]) -> None:
         self._retained = [s for s in self._retained if s not in sequences]
-        self._released.extend(sequences)
+        known = {a.sequence for a in self._admitted}  # to nobody: snapshots of this very step
+        self._admitted = [a for a in self._admitted if a.sequence not in sequences]
+        self._released.extend(s for s in sequences if s not in known)
 
     def absorb(self, step: int, seconds: tuple[float, ...] = ()) -> StepPlan:
         """Step `step` has left the last stage; `seconds` of compute per stage.  Returns what it was.
@@ -209,7 +204,7 @@ class Scheduler:
                 self.pacing.observe(len(plan.work.sequences), seconds)
             self._groups.rebalance()
         elif plan.work is not None and seconds:
-            self.pacing.observe_prefill(plan.work.end - plan.work.start, seconds)
+            self.pacing.observe_prefill(plan.work.tokens, seconds)
         return plan
 
     # choice
@@ -246,11 +241,10 @@ class Scheduler:
             if admitted.sequence in self._running:
                 self._running[admitted.sequence].placed = True
                 self.prefixes.grow(admitted.sequence, admitted.length)
-        fed = plan.work.sequences if isinstance(plan.work, DecodeBatch) else ()
-        for sequence in fed:
-            self._running[sequence].decoded += 1
-        for sequence in (plan.work.sequence,) if isinstance(plan.work, PrefillChunk) else fed:
-            self.prefixes.grow(sequence, self._running[sequence].held)
+        for sequence in plan.work.sequences if plan.work is not None else ():
+            running = self._running[sequence]
+            running.decoded += isinstance(plan.work, DecodeBatch)
+            self.prefixes.grow(sequence, running.held)
 
     # admission
 
@@ -264,7 +258,7 @@ class Scheduler:
             head = self._waiting.head
             if limits.kv_tokens is not None and used + head.kv_tokens > limits.kv_tokens:
                 break
-            if head.to_prefill and len(self._prefilling) >= limits.max_prefilling:
+            if head.to_prefill and not self._may_begin(head):
                 break
             self._waiting.popleft()
             used += head.kv_tokens
@@ -303,11 +297,22 @@ class Scheduler:
 
     def _reconsider(self, follower: Sequence) -> None:
         """Start one that need not wait any longer: the prefix is there, or who was to make it has ended."""
-        full = len(self._prefilling) >= self.limits.max_prefilling
-        if full or (follower.awaits is not None and self.prefixes.pending(follower.awaits)):
+        if follower.awaits is not None and self.prefixes.pending(follower.awaits):
+            return
+        if not self._may_begin(follower):
             return
         self._followers.remove(follower)
         self._start(follower)
+
+    def _may_begin(self, sequence: Sequence) -> bool:
+        """Whether its prefill may begin beside the others."""
+        prefilling, limits = self._prefilling, self.limits
+        if prefilling.has_room(limits, sequence.to_prefill):
+            return True
+        if not prefilling.has_room(limits, 1):
+            return False
+        found = self.prefixes.find(sequence.tokens[:-1])
+        return found is not None and prefilling.has_room(limits, sequence.to_prefill - found.length)
 
     def _take_snapshot(self, sequence: Sequence) -> None:
         """Keep a copy of what the prompt left, where it can't be cut out of what decoding will make of it."""
@@ -328,13 +333,13 @@ class Scheduler:
 
     # choice of work
 
-    def _choose_work(self) -> PrefillChunk | DecodeBatch | None:
+    def _choose_work(self) -> PrefillBatch | DecodeBatch | None:
         ready = self._groups.ready()
         if self._may_prefill() and (
             ready is None or self._decodes_since_prefill >= self._groups.active
         ):
             self._decodes_since_prefill = 0
-            return self._next_chunk()
+            return self._next_chunks()
         if ready is None:
             return None
         self._decodes_since_prefill += 1
@@ -345,36 +350,32 @@ class Scheduler:
         """While streams run, at most one chunk per stage is under way: decode steps queue behind them."""
         if not self._prefilling:
             return False
-        chunks = sum(isinstance(p.work, PrefillChunk) for p in self._in_flight.values())
+        chunks = sum(isinstance(p.work, PrefillBatch) for p in self._in_flight.values())
         return self._groups.active == 0 or chunks < self.limits.stages
 
-    def _next_chunk(self) -> PrefillChunk:
-        tokens = self._chunk_tokens()
-        sequence = self._prefilling.popleft()
-        start = sequence.prefilled
-        sequence.prefilled += min(tokens, sequence.to_prefill)
-        if sequence.to_prefill:
-            self._prefilling.append(sequence)
-        else:
+    def _next_chunks(self) -> PrefillBatch:
+        limits = self.limits
+        padding = self.pacing.chunks.fixed_tokens() if limits.paddable else 0.0
+        chunks, done = self._prefilling.take(
+            Room(self._chunk_tokens(), limits.prefill_rows, padding)
+        )
+        for sequence in done:
             self._groups.join(sequence.id)
-            if self._outgrows_cutting(sequence):
+            if not limits.can_cut(sequence.kv_tokens - 1):  # its prompt out of what it may end as
                 self._due.append(sequence)
-        return PrefillChunk(sequence.id, start, sequence.prefilled)
+        return chunks
 
     def _chunk_tokens(self) -> int:
         """As many as keep all stages at work; fewer while they would hold up running streams for too long."""
         most, bound = self.limits.prefill_chunk, self.limits.inter_token
         if self.limits.window > 1 and not self.limits.fixed_chunk:
-            ahead = sum(s.prompt - 1 - s.copied for s in self._prefilling)
-            most = self.pacing.chunks.best(ahead, most)
+            coming = (*self._prefilling, *self._waiting)
+            ahead = sum(s.prompt - 1 - s.copied for s in coming)
+            beside = self.pacing.decoding if self._groups.active else 0.0
+            most = self.pacing.chunks.best(ahead, most, beside)
         if bound is None or not self._groups.active:
             return most
         return self.pacing.chunk(bound, most)
-
-    def _outgrows_cutting(self, sequence: Sequence) -> bool:
-        """Whether its prompt can't be had from what it may end as."""
-        limit = self.limits.cut_limit
-        return limit is not None and sequence.kv_tokens - 1 > limit
 
     def check(self) -> None:
         """Raise AssertionError if a sequence is in two places or none: for tests and for idle self-checks."""

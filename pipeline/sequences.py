@@ -97,10 +97,10 @@ class StageSequences:
         mx.async_eval(states(copies))  # type: ignore[no-untyped-call]
         return copies
 
-    def advance(self, sequences: Sequence[int], tokens: int) -> None:
-        """Note that `tokens` more are fed to each of `sequences`."""
-        for sequence in sequences:
-            self._tokens[sequence] += tokens
+    def advance(self, sequences: Sequence[int], tokens: Sequence[int]) -> None:
+        """Note that so many `tokens` more are fed to each of `sequences`."""
+        for sequence, more in zip(sequences, tokens, strict=True):
+            self._tokens[sequence] += more
 
     def retain(self, sequences: Sequence[int]) -> None:
         """The sequences have finished: set them aside, with no more memory than their tokens need."""
@@ -132,6 +132,28 @@ class StageSequences:
         if sequence in self._retained:
             raise FrameError(f"sequence {sequence} has finished")
         return caches
+
+    def join(self, sequences: Sequence[int], lengths: Sequence[int]) -> Caches:
+        """Caches for chunks of several prompts side by side, each padded behind its end to the longest.
+
+        The forward pass is to be followed by `part`.
+        """
+        if len(set(sequences)) < len(sequences):
+            raise FrameError(f"a sequence is twice in {tuple(sequences)}, to be prefilled")
+        joined = _merge([self.single(sequence) for sequence in sequences])
+        padding = [max(lengths) - length for length in lengths]
+        if any(padding):
+            for cache in joined:
+                cache.prepare(lengths=list(lengths), right_padding=padding)
+        return joined
+
+    def part(self, sequences: Sequence[int], joined: Caches) -> Caches:
+        """Each sequence has caches of its own again, without any padding; returns all of these."""
+        for cache in joined:
+            cache.finalize()
+        for row, sequence in enumerate(sequences):
+            self._single[sequence] = [cache.extract(row) for cache in joined]
+        return [cache for sequence in sequences for cache in self._single[sequence]]
 
     def batch(self, group_id: int, sequences: Sequence[int]) -> Caches:
         """The caches of a micro-batch whose members are `sequences`, in this order.
@@ -166,8 +188,7 @@ class StageSequences:
     def _grow(self, group_id: int, group: _Group, newcomers: list[int]) -> None:
         if not newcomers:
             return
-        singles = [self.single(sequence) for sequence in newcomers]
-        merged = [column[0].merge(list(column)) for column in zip(*singles, strict=True)]
+        merged = _merge([self.single(sequence) for sequence in newcomers])
         if group.caches is None:
             group.caches = merged
         else:
@@ -197,6 +218,10 @@ class StageSequences:
                 cache.filter(staying)
         else:
             group.caches = None
+
+
+def _merge(singles: list[Caches]) -> Caches:
+    return [column[0].merge(list(column)) for column in zip(*singles, strict=True)]
 
 
 def _nbytes(caches: Caches) -> int:

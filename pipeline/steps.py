@@ -13,6 +13,28 @@ class PrefillChunk:
     start: int
     end: int
 
+    @property
+    def tokens(self) -> int:
+        """How many."""
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class PrefillBatch:
+    """Chunks of different prompts side by side; the stages pad them to the longest."""
+
+    chunks: tuple[PrefillChunk, ...]
+
+    @property
+    def sequences(self) -> tuple[int, ...]:
+        """Whose prompts."""
+        return tuple(chunk.sequence for chunk in self.chunks)
+
+    @property
+    def tokens(self) -> int:
+        """What the stages compute, padding included."""
+        return len(self.chunks) * max(chunk.tokens for chunk in self.chunks)
+
 
 @dataclass(frozen=True)
 class DecodeBatch:
@@ -43,4 +65,4 @@ class StepPlan:
     admitted: tuple[Admitted, ...] = ()
     retained: tuple[int, ...] = ()  # finished; their caches stay, to start others from
     released: tuple[int, ...] = ()
-    work: PrefillChunk | DecodeBatch | None = None
+    work: PrefillBatch | DecodeBatch | None = None

@@ -20,7 +20,7 @@ from pipeline.link import Links
 from pipeline.observer import StageObserver
 from pipeline.ring import Ring, evaluate
 from pipeline.sampler import Sampler
-from pipeline.sequences import StageSequences, states
+from pipeline.sequences import Caches, StageSequences, states
 from pipeline.split import (
     ActivationFormat,
     Message,
@@ -185,14 +185,15 @@ class Worker:
     def _forward(self, step: Step, work: Prefill | Decode) -> Result | None:
         expected = self._expect(step)
         if isinstance(work, Decode):
+            lengths = [1] * len(work.sequences)
             caches = self.sequences.batch(work.group, work.sequences)
             tokens = mx.array(work.tokens, mx.int32)[:, None]
         else:
-            caches = self.sequences.single(work.sequence)
-            tokens = mx.array(work.tokens, mx.int32)[None]
+            lengths = [len(tokens) for tokens in work.tokens]
+            caches = self._side_by_side(work, lengths)
+            tokens = _padded(work.tokens)
         if step.loop == 0:
-            fed = work.sequences if isinstance(work, Decode) else (work.sequence,)
-            self.sequences.advance(fed, tokens.shape[1])
+            self.sequences.advance(work.sequences, lengths)
         inputs: mx.array | Message = tokens
         if expected is not None:
             inputs = unflatten(tokens, *unpack(step.tensors, expected))
@@ -202,12 +203,24 @@ class Worker:
             while isinstance(output, Message):
                 loop += 1
                 output = self._stage(output, caches, loop)
+        if isinstance(work, Prefill) and len(work.sequences) > 1:
+            caches = self.sequences.part(work.sequences, caches)
         settle = self._must_settle(work)
         also = [*(expected or []), *(states(caches) if settle else [])]
         if isinstance(output, Message):
             self._hand_on(step, output, expected, also)
             return None
         return self._finish(step, work, output, expected, also)
+
+    def _side_by_side(self, work: Prefill, lengths: list[int]) -> Caches:
+        """Caches for chunks of one prompt, or of several."""
+        if len(work.sequences) == 1:
+            return self.sequences.single(work.sequences[0])
+        if (
+            self._loops > 1
+        ):  # a chunk is in some of the caches after the first loop, in others later
+            raise FrameError(f"{work.sequences} are to be prefilled together, but the model loops")
+        return self.sequences.join(work.sequences, lengths)
 
     def _must_settle(self, work: Prefill | Decode) -> bool:
         """Counted per group: groups that take turns would never meet a count over all steps."""
@@ -371,3 +384,9 @@ class Worker:
         if self._links is None:
             raise EngineFault("a ring of one rank has no links")
         return self._links
+
+
+def _padded(rows: tuple[tuple[int, ...], ...]) -> mx.array:
+    """Token ids [B, L]; what is behind the end of a row has no effect on it."""
+    longest = max(map(len, rows))
+    return mx.array([[*row, *[0] * (longest - len(row))] for row in rows], mx.int32)

@@ -50,7 +50,7 @@ class Batch:
                 constraint=held if place < constrained else None,
             )
             admitted = (Admission(sequence, params),)
-            worker.run(Step(sequence, admitted=admitted, work=Prefill(sequence, PROMPT)))
+            worker.run(Step(sequence, admitted=admitted, work=Prefill((sequence,), (PROMPT,))))
 
     def step(self, number: int) -> None:
         started = time.perf_counter()

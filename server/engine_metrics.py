@@ -19,6 +19,8 @@ def scheduling(stats: EngineStats) -> dict[str, object]:
         "waiting": stats.waiting,
         "steps_in_flight": stats.in_flight,
         "batchable": limits.batchable,
+        "prefill_chunk_tokens_at_most": limits.prefill_chunk,
+        "inter_token_bound_ms": _milliseconds(limits.inter_token),
         "micro_batches": {
             "members": [len(group) for group in stats.groups if group],
             "wanted": choice.groups,

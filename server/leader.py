@@ -16,8 +16,7 @@ import pipeline.engine_stats
 from config import DEMO, Config, Settings
 from pipeline.engine import Engine
 from pipeline.errors import LinkTimeout
-from pipeline.placement import Placement
-from pipeline.plan.resources import prefill_chunk
+from pipeline.placement import Placement, reconfigured
 from pipeline.request import GenerationRequest, SamplingParams
 from pipeline.scheduler import Scheduler
 from server.access.errors import AccessError
@@ -245,18 +244,13 @@ class Leader:
 
     def _apply(self, settings: Settings) -> None:
         """Let changed settings take effect at once."""
-        gateway, wanted = settings.config.api_gateway, settings.config.scheduler
+        config = settings.config
         self._registry.policy = _health_policy(settings)
-        self._service.max_concurrent_requests = gateway.max_concurrent_requests
-        self._service.first_token_timeout = gateway.timeout
+        self._service.max_concurrent_requests = config.api_gateway.max_concurrent_requests
+        self._service.first_token_timeout = config.api_gateway.timeout
 
         def change(scheduler: Scheduler) -> None:
-            scheduler.reconfigure(
-                max_requests=gateway.max_concurrent_requests,
-                max_group=wanted.max_batch_size,
-                prefill_chunk=prefill_chunk(wanted.prefill_chunk_tokens),
-                fixed_chunk=wanted.prefill_chunk_tokens is not None,
-            )
+            scheduler.reconfigure(reconfigured(scheduler.limits, config))
 
         if self._engine is not None:
             self._engine.configure(change)

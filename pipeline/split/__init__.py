@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pipeline.split.batching import can_pad
 from pipeline.split.blueprint import Blueprint, LayerCall, Placement
 from pipeline.split.encoding import ActivationFormat, pack, unpack
 from pipeline.split.forking import cut_limit
@@ -17,6 +18,7 @@ __all__ = [
     "Placement",
     "Stage",
     "TensorSpec",
+    "can_pad",
     "cut_limit",
     "flatten",
     "pack",

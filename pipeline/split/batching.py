@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.cache import make_prompt_cache
+
+from pipeline.split.blueprint import CacheKind
 
 # What mlx-lm raises where a model or a cache is not made for what is asked of it: a missing method,
 # shapes that don't go together (ValueError), an array in place of an int (TypeError, ValueError),
@@ -36,6 +39,20 @@ def can_batch(model: nn.Module) -> bool:
     except REFUSALS:
         return False
     return True
+
+
+def can_pad(kinds: Iterable[CacheKind]) -> bool:
+    """Whether prompts of unequal lengths can be prefilled together: keys and values of padding are masked,
+    but a state that sums up all tokens would have the padding in it.
+    """
+    return all(_can_pad(kind) for kind in kinds)
+
+
+def _can_pad(kind: CacheKind) -> bool:
+    name, *parts = kind
+    if name == "CacheList":
+        return can_pad(part for part in parts if isinstance(part, tuple))
+    return name in ("KVCache", "RotatingKVCache")
 
 
 def _join_and_leave(model: nn.Module) -> None:

@@ -84,7 +84,7 @@ class Stages:
         work, network = plan.work, self._network
         if work is None:  # the stages only take note
             return now, now + network.latency * len(self), ()
-        tokens = len(work.sequences) if isinstance(work, DecodeBatch) else work.end - work.start
+        tokens = len(work.sequences) if isinstance(work, DecodeBatch) else work.tokens
         flight = network.token_bytes * tokens / network.bandwidth
         announced = ready = now
         seconds = []

@@ -141,10 +141,11 @@ class StageTracer:
         """See StageObserver."""
         work = step.work
         if isinstance(work, Prefill):
-            traced = self._traced.get(work.sequence)
-            if traced is not None:
-                fields = {"mlxc.step": step.id, "mlxc.tokens": len(work.tokens)}
-                self._span("stage.prefill", traced, began, ended, waited, fields)
+            for sequence, tokens in zip(work.sequences, work.tokens, strict=True):
+                traced = self._traced.get(sequence)
+                if traced is not None:
+                    fields = {"mlxc.step": step.id, "mlxc.tokens": len(tokens)}
+                    self._span("stage.prefill", traced, began, ended, waited, fields)
         elif isinstance(work, Decode):
             for sequence in work.sequences if self._traced else ():
                 traced = self._traced.get(sequence)

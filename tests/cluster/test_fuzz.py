@@ -38,7 +38,7 @@ FRAMES = [
         Hello(frames.PROTOCOL, 7, 0, 2),
         Welcome(1),
         Loaded(1000),
-        Step(1, work=Prefill(3, tuple(range(200)))),
+        Step(1, work=Prefill((3,), (tuple(range(200)),))),
         Step(2, released=(1, 2), work=Decode(0, (3, 4), (5, 6))),
         Ready(1, (0.5,)),
         Result(1, (5, 6)),

@@ -202,6 +202,18 @@ def test_a_dynamic_setting_takes_effect_at_once(three: Cluster, demo_model: Path
         assert len(set(texts)) == 1
 
 
+def test_the_bound_on_inter_token_time_can_be_changed(three: Cluster) -> None:
+    def in_force() -> Any:
+        return three.cluster()["scheduling"]["inter_token_bound_ms"]
+
+    assert in_force() == 1000.0
+    assert not change(three, scheduler__inter_token_bound=0.25).refused
+    try:
+        wait_until(lambda: in_force() == 250.0, "the scheduler has it")
+    finally:
+        assert not change(three, scheduler__inter_token_bound=1.0).refused
+
+
 def test_scheduler_settings_change_no_output(
     shared: Callable[[str], Cluster], three: Cluster, demo_model: Path
 ) -> None:

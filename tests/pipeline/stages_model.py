@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.scheduler import DecodeBatch, Limits, PrefillChunk, StepPlan
-from pipeline.steps import Admitted
+from pipeline.scheduler import DecodeBatch, Limits, PrefillBatch, StepPlan
+from pipeline.steps import Admitted, PrefillChunk
 
 
 @dataclass
@@ -41,7 +41,7 @@ class StagesModel:
             self.retained.discard(sequence)
             self.gone.add(sequence)
             self._leave(sequence)
-        if isinstance(plan.work, PrefillChunk):
+        if isinstance(plan.work, PrefillBatch):
             self._prefill(plan.work)
         elif isinstance(plan.work, DecodeBatch):
             self._decode(plan.work)
@@ -77,11 +77,22 @@ class StagesModel:
             if sequence in members:
                 members.remove(sequence)
 
-    def _prefill(self, chunk: PrefillChunk) -> None:
+    def _prefill(self, batch: PrefillBatch) -> None:
+        limits, chunks = self.limits, batch.chunks
+        assert 0 < len(set(batch.sequences)) == len(chunks) <= limits.prefill_rows
+        assert batch.tokens <= limits.prefill_chunk
+        if len(chunks) > 1:
+            whole = [chunk.end == self.prompts[chunk.sequence] - 1 for chunk in chunks]
+            assert all(whole), "a prompt is held up beside others"
+            assert limits.paddable or len({chunk.tokens for chunk in chunks}) == 1
+        for chunk in chunks:
+            self._feed(chunk)
+
+    def _feed(self, chunk: PrefillChunk) -> None:
         assert chunk.sequence not in self.retained
         assert chunk.sequence not in self.decoded
         assert chunk.start == self.held[chunk.sequence]
-        assert 0 < chunk.end - chunk.start <= self.limits.prefill_chunk
+        assert chunk.tokens > 0
         assert chunk.end <= self.prompts[chunk.sequence] - 1
         self.held[chunk.sequence] = chunk.end
         self.contents[chunk.sequence] += self.texts[chunk.sequence][chunk.start : chunk.end]

@@ -54,12 +54,12 @@ def test_no_other_size_is_much_better(
 def test_what_a_chunk_costs_beside_its_tokens_is_found(fixed: float, sizes: list[int]) -> None:
     chunks = measured(4, fixed, 1.0, sizes)
     spread = max(sizes) + fixed
-    assert chunks.fixed_tokens == pytest.approx(fixed, abs=0.35 * spread)
+    assert chunks.fixed_tokens() == pytest.approx(fixed, abs=0.35 * spread)
 
 
 def test_of_one_size_only_the_usual_is_assumed() -> None:
-    assert ChunkSizes(4).fixed_tokens == FIXED_TOKENS
-    assert measured(4, 3.0, 0.1, [128] * 50).fixed_tokens == pytest.approx(FIXED_TOKENS)
+    assert ChunkSizes(4).fixed_tokens() == FIXED_TOKENS
+    assert measured(4, 3.0, 0.1, [128] * 50).fixed_tokens() == pytest.approx(FIXED_TOKENS)
 
 
 def test_one_stage_takes_as_much_as_it_may() -> None:

@@ -55,7 +55,11 @@ SPECS = st.builds(
     shape=tuples(st.integers(0, 64), 1, 4),
     dtype=st.sampled_from(["float32", "bfloat16", "int32"]),
 )
-PREFILLS = st.builds(Prefill, sequence=COUNTS, tokens=tuples(TOKENS, least=1))
+PREFILLS = st.dictionaries(COUNTS, tuples(TOKENS, least=1), min_size=1, max_size=3).flatmap(
+    lambda fed: st.builds(
+        Prefill, sequences=st.just(tuple(fed)), tokens=st.just(tuple(fed.values()))
+    )
+)
 DECODES = st.dictionaries(COUNTS, TOKENS, min_size=1, max_size=5).flatmap(
     lambda fed: st.builds(
         Decode, group=COUNTS, sequences=st.just(tuple(fed)), tokens=st.just(tuple(fed.values()))
@@ -167,6 +171,7 @@ def test_wrong_values_in_known_fields(fields: dict[str, Any], tag: str) -> None:
 
 STEP = {"type": "step", "id": 1}
 DECODE = {"type": "decode", "group": 0, "sequences": [3, 4], "tokens": [5, 6]}
+PREFILL = {"type": "prefill", "sequences": [3, 4], "tokens": [[5], [6, 7]]}
 
 
 @pytest.mark.parametrize(
@@ -183,7 +188,10 @@ DECODE = {"type": "decode", "group": 0, "sequences": [3, 4], "tokens": [5, 6]}
         ({"type": "ready", "step": 1, "seconds": [0.1, float("nan")]}, r"\$\.seconds\[1\]"),
         ({"type": "ready", "step": 1, "seconds": [float("inf")]}, r"\$\.seconds\[0\]"),
         ({"type": "ready", "step": 1, "seconds": [-1.0]}, r"\$\.seconds\[0\]"),
-        (STEP | {"work": {"type": "prefill", "sequence": 1, "tokens": []}}, r"\$\.work\.tokens"),
+        (STEP | {"work": PREFILL | {"tokens": [[5], []]}}, r"\$\.work\.tokens\[1\]"),
+        (STEP | {"work": PREFILL | {"sequences": [], "tokens": []}}, r"\$\.work\.sequences"),
+        (STEP | {"work": PREFILL | {"tokens": [[5]]}}, "step 1: 1 tokens for 2 sequences"),
+        (STEP | {"work": PREFILL | {"sequences": [3, 3]}}, r"step 1: .* twice in \(3, 3\)"),
         (STEP | {"work": DECODE | {"tokens": [5, -6]}}, r"\$\.work\.tokens\[1\]"),
         (STEP | {"work": DECODE | {"tokens": [5]}}, "step 1: 1 tokens for 2 sequences"),
         (STEP | {"work": DECODE | {"sequences": [3, 3]}}, r"step 1: .* twice in \(3, 3\)"),
@@ -235,7 +243,7 @@ def test_impossible_lengths(header: bytes) -> None:
 
 
 def test_the_longest_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    frame = Step(0, work=Prefill(0, (70_000,) * 100))
+    frame = Step(0, work=Prefill((0,), ((70_000,) * 100,)))
     length = len(body_of(frame))
     monkeypatch.setattr(frames, "MAX_FRAME_BYTES", length)
     assert frames.body_length(frames.encode(frame)[: frames.HEADER_BYTES]) == length

@@ -58,7 +58,7 @@ def pair(made: Path) -> Iterator[tuple[Connection, Connection]]:
 def test_frames_of_all_sizes_arrive_in_order(pair: tuple[Connection, Connection]) -> None:
     one, other = pair
     sent: list[Frame] = [Ready(step) for step in range(100)]
-    sent.insert(50, Step(0, work=Prefill(0, tuple(range(1_000_000)))))  # hundreds of records
+    sent.insert(50, Step(0, work=Prefill((0,), (tuple(range(1_000_000)),))))  # hundreds of records
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(lambda: [one.send(frame, ENOUGH) for frame in sent])
         assert [other.receive(ENOUGH) for _ in sent] == sent
@@ -87,7 +87,7 @@ def test_silence_and_a_peer_that_takes_nothing(pair: tuple[Connection, Connectio
     assert other.receive(ENOUGH) == Goodbye()  # a timeout loses nothing
     started = time.monotonic()
     with pytest.raises(LinkTimeout, match=r"the other end took no frame within 0\.2 s"):
-        one.send(Step(0, work=Prefill(0, (1 << 17,) * 2_000_000)), SHORT)
+        one.send(Step(0, work=Prefill((0,), ((1 << 17,) * 2_000_000,))), SHORT)
     assert time.monotonic() < started + ENOUGH
 
 

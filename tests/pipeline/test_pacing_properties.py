@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.pacing import CHUNK_MEMORY, MARGIN, SMALLEST_CHUNK, Pacing
-from pipeline.scheduler import PrefillChunk
+from pipeline.scheduler import PrefillBatch
+from pipeline.steps import PrefillChunk
 from tests.pipeline.scheduler_driver import Driver, limits
 
 Event = tuple[str, int, list[float]]
@@ -167,10 +170,31 @@ def test_every_request_ends_whatever_the_bound(
         if not driver.flying:
             break
         work = driver.flying[0].work
-        tokens = work.end - work.start if isinstance(work, PrefillChunk) else 1
+        tokens = work.tokens if isinstance(work, PrefillBatch) else 1
         driver.absorb((seconds * tokens,) * stages)
     assert not driver.budget
     driver.drain()
+
+
+def test_another_bound_counts_from_the_next_chunk() -> None:
+    driver = Driver(replace(limits(stages=2, prefill_chunk=64), inter_token=9.0, fixed_chunk=True))
+    driver.add(prompt=1, max_tokens=1000)
+    driver.add(prompt=4000)
+    sizes: list[int] = []
+    for turn in range(80):
+        if turn == 40:
+            driver.scheduler.reconfigure(replace(driver.scheduler.limits, inter_token=0.2))
+            sizes.clear()
+        plan = driver.choose()
+        work = plan.work if plan is not None else None
+        sizes += [work.tokens] if isinstance(work, PrefillBatch) else []
+        if plan is None or len(driver.flying) > 2:
+            work = driver.flying[0].work
+            tokens = work.tokens if isinstance(work, PrefillBatch) else 1
+            driver.absorb((0.002 * tokens,) * 2)
+        if turn == 39:
+            assert max(sizes) == 64
+    assert 8 <= max(sizes) <= 0.2 / (3 * 0.002)
 
 
 @pytest.mark.parametrize(
@@ -189,4 +213,4 @@ def test_without_running_streams_the_bound_cuts_no_chunk() -> None:
     driver = Driver(limits(prefill_chunk=64, inter_token=0.01, fixed_chunk=True))  # type: ignore[arg-type]
     driver.add(prompt=200)
     chunks = [plan.work for plan in iter(driver.choose, None)]
-    assert chunks[0] == PrefillChunk(0, 0, 64)
+    assert chunks[0] == PrefillBatch((PrefillChunk(0, 0, 64),))

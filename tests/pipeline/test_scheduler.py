@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -23,7 +24,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_running=st.integers(1, 8),
         max_group=st.sampled_from([1, 2, 3, 8]),
         batchable=st.sampled_from([True, True, False]),
-        prefill_chunk=st.integers(1, 4),
+        paddable=st.booleans(),
+        prefill_chunk=st.sampled_from([1, 2, 3, 4, 12, 40]),
         kv_tokens=st.sampled_from([None, 40, 90]),
         groups=st.sampled_from([None, None, 1, 3]),
         loops=st.sampled_from([1, 1, 1, 2]),
@@ -104,12 +106,20 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(
         max_requests=st.integers(1, 16),
         max_group=st.integers(1, 8),
-        prefill_chunk=st.integers(1, 4),
+        prefill_chunk=st.sampled_from([1, 4, 40]),
     )
     def configure(self, max_requests: int, max_group: int, prefill_chunk: int) -> None:
         """Dynamic settings."""
         scheduler = self.driver.scheduler
-        scheduler.reconfigure(max_requests, max_group, prefill_chunk)
+        scheduler.reconfigure(
+            replace(
+                scheduler.limits,
+                max_requests=max_requests,
+                max_running=max_requests,
+                max_group=max_group,
+                prefill_chunk=prefill_chunk,
+            )
+        )
         self.largest = max(self.largest, scheduler.limits.group_size)
         self.most = max(self.most, max_requests)
         self.driver.stages.limits = scheduler.limits

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from pipeline.errors import ContextTooLong, QueueFull
 from pipeline.pacing import Pacing
-from pipeline.scheduler import DecodeBatch, PrefillChunk, Scheduler
-from pipeline.steps import Admitted
+from pipeline.scheduler import DecodeBatch, PrefillBatch, Scheduler
+from pipeline.steps import Admitted, PrefillChunk
 from tests.pipeline.scheduler_driver import ChosenPacing, Driver, limits
 
 
@@ -31,7 +33,7 @@ def test_a_long_prompt_delays_a_stream_by_as_many_chunks_as_stages(
     for stream in streams:
         chunks = worst = 0
         for plan in driver.plans[first:]:
-            if isinstance(plan.work, PrefillChunk):
+            if isinstance(plan.work, PrefillBatch):
                 chunks += 1
             elif isinstance(plan.work, DecodeBatch) and stream in plan.work.sequences:
                 worst, chunks = max(worst, chunks), 0
@@ -42,7 +44,8 @@ def test_an_idle_pipeline_takes_one_prompt_into_all_stages_at_once() -> None:
     driver = Driver(limits(stages=3, prefill_chunk=4))
     driver.add(prompt=21)
     chunks = [plan.work for plan in iter(driver.choose, None)]
-    assert chunks[:5] == [PrefillChunk(0, start, start + 4) for start in range(0, 20, 4)]
+    expected = [PrefillBatch((PrefillChunk(0, n, n + 4),)) for n in range(0, 20, 4)]
+    assert chunks[:5] == expected
     # Needs no result: the last token of the prompt is known.
     assert chunks[5] == DecodeBatch(0, (0,))
 
@@ -139,7 +142,7 @@ def test_another_batch_size_is_reached_after_a_change_while_running(
         driver.add(prompt=1, max_tokens=200)
     for _ in range(5):
         driver.turn()
-    driver.scheduler.reconfigure(16, after, driver.scheduler.limits.prefill_chunk)
+    driver.scheduler.reconfigure(replace(driver.scheduler.limits, max_group=after))
     for _ in range(60):
         driver.turn()
     assert [len(group) for group in driver.scheduler.groups if group] == sizes
@@ -147,7 +150,7 @@ def test_another_batch_size_is_reached_after_a_change_while_running(
 
 def test_no_batch_size_makes_an_architecture_batch() -> None:
     driver = Driver(limits(batchable=False), ChosenPacing(1))
-    driver.scheduler.reconfigure(16, 8, driver.scheduler.limits.prefill_chunk)
+    driver.scheduler.reconfigure(replace(driver.scheduler.limits, max_group=8))
     for _ in range(4):
         driver.add(prompt=1, max_tokens=20)
     for _ in range(20):
@@ -225,5 +228,5 @@ def test_a_configured_chunk_size_is_obeyed(fixed: bool) -> None:
     driver.add(1025)
     driver.turn()
     first = driver.plans[0].work
-    assert isinstance(first, PrefillChunk)
-    assert (first.end == 512) is fixed
+    assert isinstance(first, PrefillBatch)
+    assert (first.tokens == 512) is fixed

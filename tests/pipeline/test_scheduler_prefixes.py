@@ -7,7 +7,7 @@ import random
 import pytest
 
 from pipeline.prefixes import BLOCK
-from pipeline.scheduler import PrefillChunk
+from pipeline.scheduler import PrefillBatch
 from pipeline.steps import Admitted
 from tests.pipeline.scheduler_driver import ChosenPacing, Driver, limits
 
@@ -20,8 +20,9 @@ def driver(**changes: int | None) -> Driver:
 
 def prefilled(driver: Driver, sequence: int) -> int:
     """Tokens handed out in chunks."""
-    chunks = [plan.work for plan in driver.plans if isinstance(plan.work, PrefillChunk)]
-    return sum(chunk.end - chunk.start for chunk in chunks if chunk.sequence == sequence)
+    batches = [plan.work for plan in driver.plans if isinstance(plan.work, PrefillBatch)]
+    chunks = [chunk for batch in batches for chunk in batch.chunks]
+    return sum(chunk.tokens for chunk in chunks if chunk.sequence == sequence)
 
 
 def admissions(driver: Driver) -> dict[int, Admitted]:

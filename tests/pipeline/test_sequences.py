@@ -66,6 +66,20 @@ class Walk:
             mx.eval(states(caches))
         self.fed[sequence] = prompt - 1
 
+    def admit_together(self, prompts: dict[int, int]) -> None:
+        """The last chunks of these prompts side by side; what comes before them, each by itself."""
+        lengths, rows = [], []
+        for sequence, prompt in prompts.items():
+            split = (prompt - 1) // 2
+            self.admit(sequence, split + 1)
+            rows.append(text(sequence)[split : prompt - 1])
+            lengths.append(len(rows[-1]))
+            self.fed[sequence] = prompt - 1
+        padded = [[*row, *[0] * (max(lengths) - len(row))] for row in rows]
+        joined = self.held.join(list(prompts), lengths)
+        self.model(mx.array(padded), cache=joined)
+        mx.eval(states(self.held.part(list(prompts), joined)))
+
     def decode(self, group: int, sequences: list[int]) -> None:
         caches = self.held.batch(group, sequences)
         tokens = mx.array([[text(s)[self.fed[s]]] for s in sequences])
@@ -92,6 +106,21 @@ class Walk:
         others = [s for s in self.fed if s not in self.groups.get(group, []) and r.random() < 0.4]
         r.shuffle(others)
         return group, there + others or [r.choice(list(self.fed))]
+
+
+@pytest.mark.parametrize("architecture", CACHES)
+@pytest.mark.parametrize("seed", range(3))
+def test_prefilled_side_by_side_as_alone(architecture: str, seed: int) -> None:
+    """With the window of 4 tokens full, in part or empty before, and padding where there are no states."""
+    r = random.Random(seed)
+    walk = Walk(architecture)
+    for first in range(0, 9, 3):
+        prompts = {first + i: r.choice([2, 4, 7, 12, 15]) for i in range(3)}
+        if ArraysCache in CACHES[architecture] or CacheList in CACHES[architecture]:
+            prompts = dict.fromkeys(prompts, 12)
+        walk.admit_together(prompts)
+        for _ in range(5):
+            walk.decode(*walk.any_batch(r))
 
 
 def test_the_models_have_every_kind_of_cache() -> None:

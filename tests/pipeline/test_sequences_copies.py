@@ -75,7 +75,7 @@ class Stage:
 
     def prefill(self, sequence: int, tokens: list[int]) -> None:
         caches = self.held.single(sequence)
-        self.held.advance([sequence], len(tokens))
+        self.held.advance([sequence], [len(tokens)])
         self.texts[sequence] += tokens
         close(
             feed(self.architecture, caches, tokens), fresh(self.architecture, self.texts[sequence])
@@ -83,7 +83,7 @@ class Stage:
 
     def decode(self, group: int, sequences: list[int], r: random.Random) -> None:
         caches = self.held.batch(group, sequences)
-        self.held.advance(sequences, 1)
+        self.held.advance(sequences, [1] * len(sequences))
         for sequence in sequences:
             self.texts[sequence].append(r.randrange(97))
         tokens = mx.array([self.texts[s][-1:] for s in sequences])

@@ -26,7 +26,8 @@ from benchlib.simulation import (
     ideal_rate,
 )
 from benchlib.stage_times import Measurement, means, read
-from pipeline.scheduler import DecodeBatch, Limits, PrefillChunk, Scheduler, StepPlan
+from pipeline.scheduler import DecodeBatch, Limits, PrefillBatch, Scheduler, StepPlan
+from pipeline.steps import PrefillChunk
 
 FOREVER = 1_000_000  # tokens
 
@@ -78,8 +79,11 @@ def test_a_step_goes_through_the_stages() -> None:
 
 def test_a_chunk_takes_its_tokens_and_a_note_nothing() -> None:
     stages = Stages([StageTimes(Curve.line(0, 1), Curve.line(0.5, 0.125))] * 2, Network(0.25))
-    assert stages.run(StepPlan(0, work=PrefillChunk(0, 10, 18)), 0.0) == (1.5, 3.5, (1.5, 1.5))
-    assert stages.run(StepPlan(1, released=(0,)), 4.0) == (4.0, 4.5, ())
+    chunk = PrefillBatch((PrefillChunk(0, 10, 18),))
+    assert stages.run(StepPlan(0, work=chunk), 0.0) == (1.5, 3.5, (1.5, 1.5))
+    padded = PrefillBatch((PrefillChunk(1, 0, 8), PrefillChunk(2, 3, 4)))
+    assert stages.run(StepPlan(1, work=padded), 9.0)[2] == (2.5, 2.5)
+    assert stages.run(StepPlan(2, released=(0,)), 20.0) == (20.0, 20.5, ())
 
 
 @pytest.mark.parametrize("stages", [1, 2, 5])

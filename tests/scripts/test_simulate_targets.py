@@ -110,7 +110,7 @@ def test_the_best_number_of_groups_is_found_again_when_the_load_changes(
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.1])
-@pytest.mark.parametrize("bound", [0.25, 0.5])
+@pytest.mark.parametrize("bound", [0.25, 0.4])
 @pytest.mark.parametrize(
     ("stages", "fixed", "each"), [(2, 0.01, 0.0005), (3, 0.01, 0.0), (8, 0.0, 0.002)]
 )
