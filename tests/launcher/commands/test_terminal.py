@@ -114,7 +114,11 @@ class Window:
 
     def ended(self) -> int:
         """Its exit status; what it had changed of the terminal must be as before."""
-        status = self.process.wait(DEADLINE_S)
+        end = time.monotonic() + DEADLINE_S
+        while (status := self.process.poll()) is None:
+            assert time.monotonic() < end
+            if select.select([self.ours], [], [], 0.05)[0]:  # it may wait until all is read
+                os.read(self.ours, 65536)
         assert termios.tcgetattr(self.theirs) == self.before
         return status
 
