@@ -20,8 +20,8 @@ from pipeline.errors import EngineFault
 from pipeline.request import FinishReason, GenerationRequest, Generator, TokenEvent
 from server.access import account
 from server.api.errors import Overloaded
-from server.api.reading import TurnReader
-from server.api.reasoning import thinking_marks
+from server.api.reading import Reader, TurnReader
+from server.api.reasoning import reasons
 from server.api.service import ServedModel, Service
 from server.api.text import Delta, Detokenizer, Span, TextStream
 from server.api.turn_parts import TurnPart
@@ -43,7 +43,7 @@ class SequenceSpec:
     stops: tuple[str, ...] = ()
     continues_prompt: bool = False  # the output is the prompt's continuation, not a text of its own
     visible: frozenset[int] = frozenset()  # special tokens that the text shows
-    reader: Callable[[str], TurnReader] = lambda _: TurnReader()  # for the sequence with this id
+    reader: Callable[[str], Reader] = lambda _: TurnReader()  # for the sequence with this id
 
     def text_stream(self, model: ServedModel) -> TextStream:
         hidden = model.special_tokens - self.visible if self.visible else frozenset()
@@ -145,7 +145,7 @@ class Job:
     @property
     def reasoning_tokens(self) -> int | None:
         """Tokens before the answers; None for a model that does not think."""
-        return sum(self._reasoned) if thinking_marks(self._model.tokenizer) else None
+        return sum(self._reasoned) if reasons(self._model.tokenizer) else None
 
     async def __aenter__(self) -> Job:
         with ExitStack() as places:
@@ -265,9 +265,7 @@ class Job:
                     return
                 event = await _next_event(events, spec)
 
-    def _read(
-        self, index: int, reader: TurnReader, delta: Delta, tokens: int
-    ) -> tuple[TurnPart, ...]:
+    def _read(self, index: int, reader: Reader, delta: Delta, tokens: int) -> tuple[TurnPart, ...]:
         if reader.thinking:
             self._reasoned[index] = tokens
         parts = reader.push(delta.text)

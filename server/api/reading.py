@@ -7,10 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from server.api.reasoning import ThinkingSplitter
 from server.api.tools.scanner import CallScanner
 from server.api.turn_parts import CallArguments, CallBegin, Content, Reasoning, TurnPart
+
+
+class Reader(Protocol):
+    """Reads one turn."""
+
+    @property
+    def thinking(self) -> bool:
+        """Whether what comes next may still be thinking."""
+        ...
+
+    def push(self, text: str) -> tuple[TurnPart, ...]:
+        """What became certain with `text`."""
+        ...
+
+    def flush(self) -> tuple[TurnPart, ...]:
+        """What is left when no text follows."""
+        ...
 
 
 class TurnReader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from server.api.harmony import is_harmony
 from server.api.text import overlap
 
 BLANK = " \t\r\n"
@@ -30,6 +31,11 @@ def thinking_marks(tokenizer: Any) -> ThinkingMarks | None:
         tuple(tokenizer.think_start_tokens),
         tuple(tokenizer.think_end_tokens),
     )
+
+
+def reasons(tokenizer: Any) -> bool:
+    """Whether the model thinks before it answers, however it marks that."""
+    return thinking_marks(tokenizer) is not None or is_harmony(tokenizer)
 
 
 def is_open(prompt: list[int], marks: ThinkingMarks) -> bool:

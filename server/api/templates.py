@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 
 from pipeline.errors import ContextTooLong
 from server.api.errors import InvalidRequest
-from server.api.reasoning import thinking_marks
+from server.api.reasoning import reasons
 from server.api.schemas import ChatBody
 from server.api.service import ServedModel
 from server.api.tools.families import has_tools
@@ -99,7 +99,7 @@ def _effort(body: ChatBody, model: ServedModel) -> dict[str, Any]:
     if effort is None:
         return {}
     template = str(getattr(model.tokenizer, "chat_template", ""))
-    if thinking_marks(model.tokenizer) or "reasoning_effort" in template:
+    if reasons(model.tokenizer) or "reasoning_effort" in template:
         return {"reasoning_effort": effort, "enable_thinking": effort != "none"}
     if effort in ("none", "minimal"):
         return {}

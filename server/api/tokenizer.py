@@ -12,6 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer as read_tokenizer
 
 from pipeline.errors import CheckpointError
+from server.api.harmony import TURN_ENDS, is_harmony
 from server.api.templates import MAX_REASON_CHARS, TEMPLATE_FAILURES
 from server.templating.bound import bind_template
 
@@ -35,6 +36,9 @@ def load_tokenizer(
     except Exception as error:  # the tokenizers library raises the base class itself
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{folder}: the tokenizer can't be loaded: {reason}") from error
+    if is_harmony(tokenizer):
+        for token in TURN_ENDS:  # whatever the folder's files say
+            tokenizer.add_eos_token(token)
     bind_template(tokenizer)
     _try_template(tokenizer, folder)
     return tokenizer

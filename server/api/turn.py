@@ -10,7 +10,8 @@ from pipeline.request import Constraint
 from server.api import constraints
 from server.api.constraints import AT_ONCE, Begin, Grammar
 from server.api.errors import InvalidRequest
-from server.api.reading import TurnReader
+from server.api.harmony import MARKS, HarmonyReader, is_harmony
+from server.api.reading import Reader, TurnReader
 from server.api.reasoning import ThinkingMarks, ThinkingSplitter, is_closed, is_open, thinking_marks
 from server.api.schemas import ChatBody
 from server.api.service import ServedModel
@@ -30,7 +31,7 @@ class Turn:
     prompt: tuple[int, ...]
     constraint: Constraint | None
     visible: frozenset[int]  # special tokens that the text has to show
-    reader: Callable[[str], TurnReader]  # for the sequence with this id
+    reader: Callable[[str], Reader]  # for the sequence with this id
 
 
 def turn_of(body: ChatBody, model: ServedModel) -> Turn:
@@ -42,7 +43,9 @@ def turn_of(body: ChatBody, model: ServedModel) -> Turn:
     begin = _begin(prompt, marks)
     constraint = _constraint(body, model, use, begin)
 
-    def reader(sequence: str) -> TurnReader:
+    def reader(sequence: str) -> Reader:
+        if is_harmony(model.tokenizer):
+            return _harmony(use, sequence)
         splitter = None if marks is None else ThinkingSplitter(marks, begun=begun)
         return TurnReader(splitter, _scanner(use, sequence, constraint))
 
@@ -63,21 +66,32 @@ def _scanner(
 ) -> CallScanner | None:
     if use is None:
         return None
+    most = 1 if use.single else None
+    held = constraint is not None
+    ids = _call_ids(use, sequence)
+    return CallScanner(use.syntax, use.tools, ids, guaranteed=held, most=most)
 
+
+def _harmony(use: ToolUse | None, sequence: str) -> HarmonyReader:
+    if use is None:
+        return HarmonyReader()
+    names = [tool.function.name for tool in use.tools]
+    return HarmonyReader(names, _call_ids(use, sequence), 1 if use.single else None)
+
+
+def _call_ids(use: ToolUse, sequence: str) -> Callable[[int], str]:
     def call_id(number: int) -> str:
         # From the sequence's own id, so that a response that is made again has the same ones.
         digest = blake2b(f"{sequence}/{number}".encode(), digest_size=12).hexdigest()
         return digest[:MISTRAL_ID_CHARS] if use.syntax.family == "mistral" else f"call_{digest}"
 
-    most = 1 if use.single else None
-    held = constraint is not None
-    return CallScanner(use.syntax, use.tools, call_id, guaranteed=held, most=most)
+    return call_id
 
 
 def _visible(
     model: ServedModel, use: ToolUse | None, marks: ThinkingMarks | None
 ) -> frozenset[int]:
-    texts: list[str] = []
+    texts: list[str] = list(MARKS) if is_harmony(model.tokenizer) else []
     if use is not None:
         texts += [use.syntax.start, use.syntax.end, *use.syntax.inner]
     if marks is not None:

@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.api.harmony import MARKS, TURN_ENDS, is_harmony
+
 Parse = Callable[[str, list[dict[str, Any]]], Any]
 
 # What mlx-lm's parsers raise on a text that is no call; they are written for texts that are.
 PARSE_FAILURES = (ValueError, TypeError, LookupError, AttributeError, SyntaxError, RecursionError)
 
-GENERIC = "generic"
+GENERIC, HARMONY = "generic", "harmony"
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ _INNER = {
 
 def syntax_of(tokenizer: Any) -> Syntax:
     """The syntax of the model behind mlx-lm's tokenizer; one of our own for a model that has none."""
+    if is_harmony(tokenizer):  # read by a reader of its own
+        return Syntax(HARMONY, TURN_ENDS[0], "", lambda body, _: json.loads(body), None, MARKS)
     if not has_tools(tokenizer):
         return Syntax(
             GENERIC, "<tool_call>", "</tool_call>", lambda body, _: json.loads(body), _JSON_LINE
@@ -168,5 +172,7 @@ def syntax_of(tokenizer: Any) -> Syntax:
 
 
 def has_tools(tokenizer: Any) -> bool:
-    """Whether the model's template writes tools, in a syntax that mlx-lm can read."""
+    """Whether the model's template writes tools, in a syntax that can be read."""
+    if is_harmony(tokenizer):
+        return True
     return bool(getattr(tokenizer, "has_tool_calling", False)) and tokenizer.tool_parser is not None
