@@ -32,6 +32,9 @@ def family(name: str, chat_template: str = "") -> Syntax:
         tool_call_start, tool_call_end = parser.tool_call_start, parser.tool_call_end
         tool_parser = staticmethod(parser.parse_tool_call)
 
+        def get_added_vocab(self) -> dict[str, int]:
+            return {}
+
     tokenizer: Any = Tokenizer()
     tokenizer.chat_template = chat_template
     return syntax_of(tokenizer)
