@@ -47,6 +47,7 @@ class Cluster:
     ) -> None:
         self.folder, self.model, self.environment = folder, model, environment
         self.settings, self.backend = settings, backend
+        self.credentials: dict[str, str] = {}  # headers, where keys are asked for
         self._process: subprocess.Popen[bytes] | None = None
         self.gateway, self.coordinator, *rest = self._ports(2 + 4 * len(NAMES))
         self.node_ports = [rest[3 * n : 3 * n + 3] for n in range(len(NAMES))]
@@ -173,7 +174,8 @@ class Cluster:
     def status(self) -> dict[str, Any]:
         """The launcher's, as `python -m launcher status --json` shows it.  Raises ClusterFailed."""
         try:
-            answer = httpx.get(f"{self.url}/admin/status", timeout=ANSWER_DEADLINE)
+            url = f"{self.url}/admin/status"
+            answer = httpx.get(url, headers=self.credentials, timeout=ANSWER_DEADLINE)
             found: dict[str, Any] = answer.raise_for_status().json()
         except httpx.HTTPError as error:
             raise self.failed(f"its status can't be had: {error}") from error

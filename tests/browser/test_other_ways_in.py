@@ -33,6 +33,7 @@ class Guarded(Supervised):
             f"access.keys_file={keys}",
             f"access.cluster_secret_file={secret}",
         )
+        self.credentials = {"authorization": f"Bearer {self.keys['viewer']}"}
 
 
 @pytest.fixture(scope="module")
