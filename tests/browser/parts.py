@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
 
 from chaoslib.cluster import Cluster
@@ -22,6 +23,8 @@ OTHER = "another-model"
 # What Chromium itself writes when a request is refused or cut off, as it is while a cluster recovers.
 OF_THE_NETWORK = re.compile(r"Failed to load resource|net::ERR_")
 TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
+
+RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]}
 
 expect.set_options(timeout=DEADLINE_MS)
 
@@ -68,6 +71,12 @@ def endless_model(folder: Path) -> Path:
     )
     tokenizer(beyond + 1).save_pretrained(model)
     return model
+
+
+def assert_nobody_is_kept_out(page: Page) -> None:
+    """As far as axe can tell."""
+    result = Axe().run(page, options=RULES)
+    assert result.violations_count == 0, result.generate_report()
 
 
 def names(page: Page) -> list[str]:

@@ -15,7 +15,15 @@ from playwright.sync_api import Browser, Page, expect  # noqa: E402
 
 from screenshot_dashboard import SHOTS, opened  # noqa: E402
 from server.access.cluster_secret import ensure_secret  # noqa: E402
-from tests.browser.parts import Errors, Supervised, ask, button, endless_model, note  # noqa: E402
+from tests.browser.parts import (  # noqa: E402
+    Errors,
+    Supervised,
+    ask,
+    assert_nobody_is_kept_out,
+    button,
+    endless_model,
+    note,
+)
 from tests.cluster import harness  # noqa: E402
 from tests.server.access.helpers import add_key  # noqa: E402
 
@@ -56,6 +64,7 @@ def test_a_key_is_asked_for_and_what_it_opens_is_shown(guarded: Guarded, running
         errors = Errors(page)
         expect(page.locator("#story")).to_contain_text("A key is needed")
         expect(page.locator("main")).to_be_hidden()
+        assert_nobody_is_kept_out(page)
         enter(page, "no-key-of-this-cluster")
         expect(page.locator("#key-why")).to_contain_text("key")
         expect(page.locator("main")).to_be_hidden()

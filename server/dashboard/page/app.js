@@ -42,7 +42,7 @@ function mastheadView() {
     document.body.dataset.tone = told.tone;
     document.title = told.tone === "bad" ? `(!) ${title}` : title;
     show(form, Boolean(state.locked));
-    show(place("main"), !state.locked);
+    place("main").classList.toggle("locked", Boolean(state.locked));
     say(why, key.get() ? state.locked : "Kept in this tab, and only as long as it is open.");
     show(forget, Boolean(key.get()) && !state.locked);
     say(who, state.me && key.get() ? `${state.me.name}, ${state.me.role}` : "");

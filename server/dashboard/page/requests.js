@@ -13,7 +13,7 @@ export function requestsView(place, store) {
     h("th", { scope: "col" }, title || h("span", { class: "unseen" }, "Action")),
   );
   const table = h("table", {}, h("thead", {}, h("tr", { class: "ends" }, head)), body);
-  const scroll = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Requests in flight" }, table);
+  const scroll = h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Table of the requests" }, table);
   place.replaceChildren(none, scroll, said);
 
   async function cancel(id) {
