@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 # Prompt and output lengths of simultaneous requests: single tokens, chunk borders, short and long ones.
 SIZES = ((1, 16), (2, 1), (128, 3), (129, 5), (130, 2), (257, 3), (20, 20), (5, 12), (64, 7))
+SHORT = tuple((length, 3) for length in (4, 6, 6, 5, 9, 6, 7, 4, 8, 6, 3, 6))  # go side by side
 ENDLESS = 4000  # tokens: more than any machine makes before its test has seen what it waits for
 
 
@@ -90,19 +91,20 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
     return list(await asyncio.gather(*work))
 
 
+@pytest.mark.parametrize("sizes", [SIZES, SHORT], ids=["of all sizes", "short"])
 def test_simultaneous_streams_are_as_if_alone(
-    three: Cluster, reference: Reference, demo_model: Path
+    three: Cluster, reference: Reference, demo_model: Path, sizes: tuple[tuple[int, int], ...]
 ) -> None:
-    prompts = [prompt(demo_model, length, seed) for seed, (length, _) in enumerate(SIZES)]
-    made = reference.generate(prompts, [count for _, count in SIZES])
+    prompts = [prompt(demo_model, length, seed) for seed, (length, _) in enumerate(sizes)]
+    made = reference.generate(prompts, [count for _, count in sizes])
     expected = [names(demo_model, each.tokens) for each in made]
 
     async def all_streams(client: httpx.AsyncClient) -> list[list[str]]:
-        streams = [Stream(three, client) for _ in SIZES]
+        streams = [Stream(three, client) for _ in sizes]
         tokens = await together(
             *(
                 stream.run(ids, count)
-                for stream, ids, (_, count) in zip(streams, prompts, SIZES, strict=True)
+                for stream, ids, (_, count) in zip(streams, prompts, sizes, strict=True)
             )
         )
         assert {stream.finish for stream in streams} == {"length"}
