@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from launcher import standby_job
@@ -111,6 +113,24 @@ def test_one_that_is_lost_while_it_waits_costs_the_others_nothing(run: Callable[
     wait_for(lambda: job.ranks == {"rank 0 at 0 in  with first second"})
     job.job.stop()
     assert job.finish() == Outcome(0, stopped=True)
+
+
+def test_nothing_outlives_a_launcher_that_was_killed(tmp_path: Path) -> None:
+    hostfile = tmp_path / "hostfile.json"
+    hostfile.write_text(local_hostfile(2))
+    program = (
+        "import sys; from pathlib import Path; from launcher.job import JobSpec;"
+        "from launcher.standby_job import StandbyJob;"
+        f"spec = JobSpec((sys.executable, {WAITING!r}), Path({str(hostfile)!r}), grace=20.0);"
+        "StandbyJob(spec, lambda line, error: print(line, flush=True)).run()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as launcher:
+        assert launcher.stdout is not None
+        pids = [int(launcher.stdout.readline().split()[2]) for _ in range(2)]
+        jobs = [process.pid for process in psutil.Process(launcher.pid).children(recursive=True)]
+        launcher.kill()
+    assert set(pids) <= set(jobs)
+    wait_for(lambda: not any(map(is_running, jobs)))
 
 
 def test_nobody_is_needed_any_more(run: Callable[[], Run]) -> None:
