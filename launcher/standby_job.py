@@ -51,6 +51,7 @@ class StandbyJob(Job):
             late = ", ".join(str(rank) for rank in self._silent)
             sentence = f"rank {late} was waiting and has not begun within {ANSWER_SECONDS:g} s"
             self._transcript.unresponsive.append(sentence)
+            self._transcript.stopping = True  # who is killed now has not failed
             kill_session(process.pid)
         return super()._is_open(process, selector)
 
