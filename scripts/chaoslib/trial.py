@@ -113,6 +113,7 @@ class Trial:
 
     async def meanwhile(self, act: Callable[[], None]) -> Result:
         """`act` in a thread, while requests follow each other without end, before it and afterwards."""
+        await self._settled()
         before = await asyncio.to_thread(self.belongings)
         async with connections(self._cluster.url) as http:
             load = Load(http)
