@@ -27,6 +27,8 @@ from server.standby.assignment import (
 )
 
 IMPORTS = ("server.process", "server.leader")
+HEAD_START = 0.15
+"""Seconds for rank 0 to listen: MLX's last rank calls it at once, and again only a second later."""
 LONGEST = 1 << 20  # bytes of an assignment
 
 
@@ -38,6 +40,8 @@ def stand_by(arguments: list[str]) -> int:
         return fatal(problem, exit_status.STARTUP)
     for module in IMPORTS:
         import_module(module)
+    spare = import_module("server.templating.renderer").SPARE
+    spare.start()  # for rank 0, whose start waits for it
     take_any_line(0)
     print(said(place, Word.WARM), flush=True)
     try:
@@ -49,6 +53,10 @@ def stand_by(arguments: list[str]) -> int:
         return exit_status.ORDERLY
     take_place(assignment, rank)
     print(said(place, Word.TAKEN), flush=True)
+    if rank > 0:
+        spare.drop()
+    if 0 < rank == len(assignment.places) - 1:
+        time.sleep(HEAD_START)
     return main([*arguments, *assignment.arguments])
 
 

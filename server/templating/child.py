@@ -29,7 +29,10 @@ def main(source: TextIO, sink: TextIO) -> None:
     import jinja2
     from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-    given = json.loads(source.readline())
+    line = source.readline()
+    if not line:
+        return  # it was started beforehand, and is not needed
+    given = json.loads(line)
     tokenizer = PreTrainedTokenizerBase(chat_template=given["templates"])
     _confine()
     _answer(sink, {"ready": True})

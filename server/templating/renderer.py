@@ -100,22 +100,69 @@ def _text(answer: Mapping[str, Any]) -> str:
     raise TemplateError(answer["error"])
 
 
+class _Spare:
+    """A process that was started before anybody knew what it is to render."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start it unless it is there.  It ends with this process."""
+        with self._lock:
+            self._process = self._process or _start()
+
+    def drop(self) -> None:
+        """End it: nothing is to be rendered here."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            _close(process)
+
+    def take(self) -> subprocess.Popen[bytes]:
+        """It, or one that is started now."""
+        with self._lock:
+            process, self._process = self._process, None
+        if process is None:
+            return _start()
+        if process.poll() is not None:
+            _close(process)
+            return _start()
+        return process
+
+
+SPARE = _Spare()
+
+
+def _start() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "server.templating.child"],
+        cwd=ROOT,
+        env=_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+        start_new_session=True,  # Ctrl-C is not for it: it ends with its standard input
+    )
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
 class _Child:
     """One process."""
 
     def __init__(
         self, templates: str | Mapping[str, str], special: Mapping[str, Any], patience: float
     ) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "server.templating.child"],
-            cwd=ROOT,
-            env=_environment(),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
-            start_new_session=True,  # Ctrl-C is not for it: it ends with its standard input
-        )
+        self._process = SPARE.take()
         self._rest = b""
         try:
             self.ask({"templates": templates, "special": special}, patience)
@@ -162,10 +209,7 @@ class _Child:
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        _close(self._process)
 
 
 def _environment() -> dict[str, str]:

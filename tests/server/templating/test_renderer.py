@@ -14,7 +14,7 @@ import pytest
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from server.templating.bound import bind_template
-from server.templating.renderer import RenderingFailed, RenderLimits, TemplateRenderer
+from server.templating.renderer import SPARE, RenderingFailed, RenderLimits, TemplateRenderer
 from tests.server.api.fakes import CHAT_TEMPLATE, ids, make_tokenizer
 
 LIMITS = RenderLimits(seconds=60.0, characters=10_000, processes=1)
@@ -183,3 +183,29 @@ def test_secrets_of_the_environment_are_not_there(monkeypatch: pytest.MonkeyPatc
     assert "HF_TOKEN" not in environment
     assert "PATH" in environment
     fresh.close()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_process_that_was_started_beforehand_is_the_first_one(killed: bool) -> None:
+    """Unless it has ended meanwhile."""
+    before = {process.pid for process in psutil.Process().children()}
+    SPARE.start()
+    SPARE.start()
+    [spare] = [process for process in psutil.Process().children() if process.pid not in before]
+    if killed:
+        spare.kill()
+        spare.wait()
+    renderer = TemplateRenderer(CHAT_TEMPLATE, {}, LIMITS)
+    assert renderer.render(HELLO)
+    SPARE.drop()  # there is none any more
+    after = {process.pid for process in psutil.Process().children()} - before
+    assert (after == {spare.pid}) is not killed
+    assert len(after) == 1
+    renderer.close()
+
+
+def test_a_process_that_is_not_needed_after_all_ends() -> None:
+    before = {process.pid for process in psutil.Process().children()}
+    SPARE.start()
+    SPARE.drop()
+    assert {process.pid for process in psutil.Process().children()} == before
