@@ -44,7 +44,7 @@ LAST_WORDS = 3.0  # seconds from a rank's fatal line to its exit; MPI may block 
 # Once the ranks have served, nobody needs their orderly end after a failure:
 LAST_LINES = 0.3  # seconds for the lines of a rank that has ended
 RING_FATE_SECONDS = (
-    1.0  # from a rank's fatal line until mlx.launch has told which one ended by itself
+    1.5  # from a rank's fatal line until mlx.launch has told which one ended by itself
 )
 STOP = b"s"
 POLL = 1.0  # seconds; bounds how late the end of mlx.launch is seen if a rank holds its pipes open

@@ -108,7 +108,13 @@ def stop_when_closed(
     descriptor: int, follow: Callable[[int], None], commands: Commands, grace: float
 ) -> None:
     """`follow` a descriptor to its end, then stop the session within `grace` seconds."""
-    follow(descriptor)
+    try:
+        follow(descriptor)
+    finally:  # whatever broke: nothing outlives the launcher
+        _stop(commands, grace)
+
+
+def _stop(commands: Commands, grace: float) -> None:
     ask_to_stop(commands, grace)
     left = len(set(members(os.getsid(0))) - commands.spared)
     if left:

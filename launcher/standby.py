@@ -49,6 +49,7 @@ class Standby:
         self._ending: set[asyncio.Task[Outcome]] = set()
         self._begun_at: float | None = None
         self._failures = 0
+        self._ended = ""  # why the latest one ended unused
 
     def tend(self, now: float, calm_since: float | None, reachable: Sequence[str]) -> None:
         """Begin or end one, as `standby_policy` says; to be called every now and then."""
@@ -82,7 +83,7 @@ class Standby:
             missing = sorted(set(order) - waiting.ready)
             self.drop(f"nobody is ready on {', '.join(missing)}")
             return None
-        self._current, self._failures = None, 0
+        self._current, self._failures, self._ended = None, 0, ""
         current.job.assign(
             Assignment(
                 version=VERSION,
@@ -98,6 +99,7 @@ class Standby:
         """End those who wait, if any do."""
         current, self._current = self._current, None
         if current is not None:
+            self._ended = reason
             self._logs.say("ending the standby", reason=reason)
             current.job.stop()
             current.job.stop()  # they have nothing to put in order
@@ -111,10 +113,11 @@ class Standby:
             await asyncio.wait(self._ending, timeout=END_DEADLINE)
 
     def document(self) -> dict[str, object]:
-        """For status."""
+        """For status; `reason`: where nobody waits, why the last ones no longer do."""
         waiting = self._waiting
         if waiting is None:
-            return {"state": "off" if self._spec is None else "none", "nodes": []}
+            state = "off" if self._spec is None else "none"
+            return {"state": state, "nodes": [], "reason": self._ended}
         ready = [name for name in waiting.nodes if name in waiting.ready]
         state = (
             "incomplete"
@@ -123,7 +126,7 @@ class Standby:
             if waiting.will_do(waiting.nodes)
             else "warming"
         )
-        return {"state": state, "nodes": ready}
+        return {"state": state, "nodes": ready, "reason": ""}
 
     @property
     def _waiting(self) -> Waiting | None:
@@ -147,4 +150,5 @@ class Standby:
         except (HostfileError, JobError) as error:
             reasons = (str(error),)
         reason = "; ".join(reasons) or "its processes have ended"
+        self._ended = reason
         self._logs.say("the standby has ended", "warning", reason=reason)

@@ -10,12 +10,14 @@ from dataclasses import replace
 
 from launcher.hostfile import Hostfile
 from launcher.job import Job, JobSpec, Relay
-from launcher.outcome import Outcome
+from launcher.outcome import ERROR_STATUS, Outcome, RankFailure
 from launcher.session import kill_session
 from server.standby.assignment import Assignment, Word, heard
 
 ASSIGN = b"a"
-ANSWER_SECONDS = 5.0  # from an assignment until all that it names have understood it
+ANSWER_SECONDS = (
+    10.0  # from an assignment until all that it names have understood it, who may be swapped out
+)
 
 
 class StandbyJob(Job):
@@ -43,6 +45,7 @@ class StandbyJob(Job):
             with suppress(BrokenPipeError):  # mlx.launch has ended, which its pipes tell, too
                 process.stdin.write(self._assignment.line())
                 process.stdin.flush()
+            self._give_up_if_gone()
         super()._woken(process, why)
 
     def _is_open(self, process: subprocess.Popen[bytes], selector: selectors.BaseSelector) -> bool:
@@ -54,6 +57,19 @@ class StandbyJob(Job):
             self._transcript.stopping = True  # who is killed now has not failed
             kill_session(process.pid)
         return super()._is_open(process, selector)
+
+    def _give_up_if_gone(self) -> None:
+        """Who ends in the moment of the assignment has not heard it, and the others would wait for it."""
+        if self._assignment is None or self._transcript.stopping:
+            return
+        for rank, place in enumerate(self._assignment.places):
+            if place in self.gone:
+                self._transcript.causes.append(f"rank {rank} had ended while it waited")
+                self._transcript.failures.append(RankFailure(rank, ERROR_STATUS))
+                self._transcript.stopping = True  # who is killed now has not failed
+                self._answer_by = None
+                self._kill_within(0.0)
+                return
 
     @property
     def _silent(self) -> list[int]:
@@ -71,6 +87,7 @@ class StandbyJob(Job):
             self.warm |= {place}
         elif word is Word.GONE:
             self.gone |= {place}
+            self._give_up_if_gone()
         else:
             self._taken.add(place)
             if not self._silent:

@@ -115,7 +115,8 @@ def rendered(status: Document) -> str:
         lines.append("front door: " + ", ".join(f"{k} {v}" for k, v in door.items()))
     standby = status["standby"]
     on = f" on {', '.join(standby['nodes'])}" if standby["nodes"] else ""
-    lines += ["", f"standby for the next launch: {standby['state']}{on}"]
+    why = f" ({standby['reason']})" if standby["reason"] else ""
+    lines += ["", f"standby for the next launch: {standby['state']}{on}{why}"]
     if status["recoveries"]:
         lines.append("")
         lines.append(f"recoveries: {status['recoveries_total']}, the latest first")

@@ -26,6 +26,8 @@ LEAVE = (
     5.0  # seconds for those that are not needed to end by themselves; ssh to a lost host would not
 )
 
+ROOM = 1.0  # seconds for a process to read what is in its pipe
+
 Fate = tuple[int | None, bool]
 """Exit status and whether it was killed, as mlx.launch has them."""
 
@@ -94,7 +96,18 @@ class WaitingRanks:
             assert process.stdin is not None
             # Full: it has read nothing for an hour.  Broken: it has ended.  Either is noticed by its silence.
             with suppress(BlockingIOError, BrokenPipeError):
-                os.write(process.stdin.fileno(), line)
+                _write(process.stdin.fileno(), line)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """All of it, though mlx.launch has made the pipe one that does not block.
+
+    Raises BlockingIOError if nobody makes room.
+    """
+    while data:
+        if not select.select([], [descriptor], [], ROOM)[1]:
+            raise BlockingIOError
+        data = data[os.write(descriptor, data) :]
 
 
 def say(line: str) -> None:

@@ -85,11 +85,15 @@ def test_who_is_ready_is_told_its_rank(jobs: list[FakeJob], live: Live) -> None:
         keeper.tend(SETTLE, 0.0, NAMES)
         [job] = jobs
         assert job.hostfile.count("127.0.0.1") == 6
-        assert keeper.document() == {"state": "warming", "nodes": []}
+        assert keeper.document() == {"state": "warming", "nodes": [], "reason": ""}
         job.warm = ALL
-        assert keeper.document() == {"state": "warm", "nodes": list(NAMES)}
+        assert keeper.document() == {"state": "warm", "nodes": list(NAMES), "reason": ""}
         job.gone = frozenset({1})
-        assert keeper.document() == {"state": "incomplete", "nodes": ["mini1", "master"]}
+        assert keeper.document() == {
+            "state": "incomplete",
+            "nodes": ["mini1", "master"],
+            "reason": "",
+        }
         taken = keeper.take(7, ["master", "mini1"], ["--set", "a=b"])
         assert taken is not None
         [told] = job.assigned

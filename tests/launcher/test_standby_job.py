@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -71,8 +72,9 @@ class Run:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[[], Run]]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], Run]]:
     runs: list[Run] = []
+    monkeypatch.setattr(standby_job, "ANSWER_SECONDS", DEADLINE)
 
     def start() -> Run:
         hostfile = tmp_path / "hostfile.json"
@@ -115,20 +117,34 @@ def test_one_that_is_lost_while_it_waits_costs_the_others_nothing(run: Callable[
     assert job.finish() == Outcome(0, stopped=True)
 
 
+def test_one_that_ends_when_all_are_told_is_not_waited_for(run: Callable[[], Run]) -> None:
+    """It was there when the choice was made."""
+    job = run()
+    os.kill(job.pids[1], signal.SIGKILL)
+    wait_for(lambda: job.job.gone == {1})
+    job.assign(0, 1)
+    outcome = job.finish()
+    assert outcome.first_failure == RankFailure(1, 1)
+    assert outcome.reasons == ("rank 1 had ended while it waited",)
+
+
 def test_nothing_outlives_a_launcher_that_was_killed(tmp_path: Path) -> None:
     hostfile = tmp_path / "hostfile.json"
     hostfile.write_text(local_hostfile(2))
     program = (
         "import sys; from pathlib import Path; from launcher.job import JobSpec;"
         "from launcher.standby_job import StandbyJob;"
-        f"spec = JobSpec((sys.executable, {WAITING!r}), Path({str(hostfile)!r}), grace=20.0);"
+        f"spec = JobSpec((sys.executable, {WAITING!r}), Path({str(hostfile)!r}), grace=2.0);"
         "StandbyJob(spec, lambda line, error: print(line, flush=True)).run()"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as launcher:
         assert launcher.stdout is not None
-        pids = [int(launcher.stdout.readline().split()[2]) for _ in range(2)]
-        jobs = [process.pid for process in psutil.Process(launcher.pid).children(recursive=True)]
-        launcher.kill()
+        said = (re.fullmatch(r"waiting \d+ (\d+)\n", line.decode()) for line in launcher.stdout)
+        try:
+            pids = [int(match[1]) for match in islice(filter(None, said), 2)]
+            jobs = [child.pid for child in psutil.Process(launcher.pid).children(recursive=True)]
+        finally:
+            launcher.kill()
     assert set(pids) <= set(jobs)
     wait_for(lambda: not any(map(is_running, jobs)))
 

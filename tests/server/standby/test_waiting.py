@@ -80,11 +80,10 @@ def test_what_is_no_assignment_is_refused(pipe: tuple[int, int]) -> None:
 
 def test_a_line_without_end_is_refused(pipe: tuple[int, int]) -> None:
     reading, writing = pipe
-    endless = threading.Thread(target=_write_all, args=(writing, b"x" * (LONGEST + 1)))
+    endless = threading.Thread(target=_write_all, args=(writing, b"x" * (LONGEST + 1)), daemon=True)
     endless.start()
     with pytest.raises(AssignmentError, match="more than"):
         wait(reading)
-    endless.join()
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
