@@ -3,7 +3,9 @@
 Prompts take turns, a chunk each, so that a short one overtakes a long one.  A step costs something beside its
 tokens (f of pipeline.chunks), which short chunks pay together: the last chunk of a prompt takes along last
 chunks of others.  They are padded to one length, and one comes along as long as the padding that it brings
-takes less time than a step of its own would have.  Pure.
+takes less time than a step of its own would have.  Their caches, too, are copied into one and padded to the
+longest, for as long as the step takes and beyond what admission has counted.  So that is bounded, too: a prompt
+that goes on from a very long prefix goes alone.  Pure.
 """
 
 from __future__ import annotations
@@ -15,6 +17,11 @@ from dataclasses import dataclass
 from pipeline.limits import Limits, Sequence
 from pipeline.steps import PrefillBatch, PrefillChunk
 
+COPIED_CHUNKS = (
+    64  # of the largest size, in tokens: so much of caches may be copied for a step, and
+)
+COPIED_SHARE = 0.25  # no more than this of the memory for caches that nobody has reserved
+
 
 @dataclass(frozen=True)
 class Room:
@@ -23,6 +30,7 @@ class Room:
     tokens: int  # the padding included
     rows: int  # prompts
     padding: float  # tokens of padding for which another prompt may come along
+    copied: float  # tokens in the caches of prompts that go together, the padding of these included
 
 
 class Prefilling:
@@ -80,13 +88,31 @@ class Prefilling:
         rows, width = [first], first.to_prefill
         if width > room.tokens or room.rows == 1:
             return rows
-        for other in sorted(others, key=lambda s: abs(s.to_prefill - width)):
+        for other in sorted(others, key=lambda s: _distance(s, first)):
             rest = other.to_prefill
             wider, more = max(width, rest), len(rows) + 1
             padding = more * wider - len(rows) * width - rest
-            if more * wider <= room.tokens and padding <= room.padding:
+            fits = more * wider <= room.tokens and padding <= room.padding
+            if fits and _copied([*rows, other]) <= room.copied:
                 rows.append(other)
                 width = wider
             if len(rows) == room.rows:
                 break
         return rows
+
+
+def _distance(one: Sequence, other: Sequence) -> tuple[int, int]:
+    return abs(one.to_prefill - other.to_prefill), abs(one.prefilled - other.prefilled)
+
+
+def _copied(rows: list[Sequence]) -> int:
+    """Tokens in the caches of `rows` before the step, merged."""
+    return len(rows) * max(row.prefilled for row in rows)
+
+
+def copied_at_most(limits: Limits, reserved: int) -> float:
+    """For `Room.copied`; `reserved`: tokens of running sequences."""
+    most = COPIED_CHUNKS * limits.prefill_chunk
+    if limits.kv_tokens is None:
+        return most
+    return min(most, COPIED_SHARE * (limits.kv_tokens - reserved))

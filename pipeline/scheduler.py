@@ -11,13 +11,15 @@ from a copy.
 
 from __future__ import annotations
 
+from itertools import islice
+
 from pipeline.errors import ContextTooLong, QueueFull
 from pipeline.fair_queue import FairQueue
 from pipeline.groups import Groups, wanted_groups
 from pipeline.limits import Limits, Sequence
 from pipeline.memory import MemoryState, MemoryWatch
 from pipeline.pacing import Pacing
-from pipeline.prefilling import Prefilling, Room
+from pipeline.prefilling import Prefilling, Room, copied_at_most
 from pipeline.prefixes import BLOCK, PrefixCache
 from pipeline.steps import Admitted, DecodeBatch, PrefillBatch, StepPlan
 
@@ -356,8 +358,9 @@ class Scheduler:
     def _next_chunks(self) -> PrefillBatch:
         limits = self.limits
         padding = self.pacing.chunks.fixed_tokens() if limits.paddable else 0.0
+        copied = copied_at_most(limits, self._kv_tokens)
         chunks, done = self._prefilling.take(
-            Room(self._chunk_tokens(), limits.prefill_rows, padding)
+            Room(self._chunk_tokens(), limits.prefill_rows, padding, copied)
         )
         for sequence in done:
             self._groups.join(sequence.id)
@@ -369,13 +372,18 @@ class Scheduler:
         """As many as keep all stages at work; fewer while they would hold up running streams for too long."""
         most, bound = self.limits.prefill_chunk, self.limits.inter_token
         if self.limits.window > 1 and not self.limits.fixed_chunk:
-            coming = (*self._prefilling, *self._waiting)
-            ahead = sum(s.prompt - 1 - s.copied for s in coming)
+            begun = sum(s.prompt - 1 - s.copied for s in self._prefilling)
+            ahead = begun + self._coming_tokens()
             beside = self.pacing.decoding if self._groups.active else 0.0
             most = self.pacing.chunks.best(ahead, most, beside)
         if bound is None or not self._groups.active:
             return most
         return self.pacing.chunk(bound, most)
+
+    def _coming_tokens(self) -> int:
+        """Of the next prompts.  Bounded: how much of them is kept as a prefix is seen when they begin."""
+        heads = islice(self._waiting, self.limits.prefill_rows)
+        return min(sum(s.to_prefill for s in heads), 4 * self.limits.prefill_chunk)
 
     def check(self) -> None:
         """Raise AssertionError if a sequence is in two places or none: for tests and for idle self-checks."""

@@ -11,6 +11,8 @@ import sys
 import time
 from types import FrameType
 
+from server import exit_status
+
 
 def stop(number: int, frame: FrameType | None) -> None:
     print("stopping in order", flush=True)
@@ -41,7 +43,7 @@ def main() -> None:
         return
     if behaviour == "fail" and rank == 1:
         print("fatal: layer 7 is missing", file=sys.stderr, flush=True)
-        sys.exit(3)
+        sys.exit(exit_status.ENGINE)
     if behaviour == "crash" and rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(120)

@@ -149,7 +149,7 @@ def test_a_second_stop_does_not_wait(run: Callable[..., Run]) -> None:
 
 
 def test_a_failed_rank_ends_the_job_with_its_sentence(run: Callable[..., Run]) -> None:
-    expected = Outcome(3, ("layer 7 is missing",), RankFailure(1, 3))
+    expected = Outcome(5, ("layer 7 is missing",), RankFailure(1, 5))
     assert run("fail").finish() == expected
 
 

@@ -8,7 +8,7 @@ from itertools import chain
 import pytest
 
 from pipeline.limits import Limits, Sequence
-from pipeline.prefilling import Prefilling, Room
+from pipeline.prefilling import Prefilling, Room, copied_at_most
 from pipeline.scheduler import DecodeBatch, PrefillBatch
 from pipeline.steps import PrefillChunk
 from tests.pipeline.scheduler_driver import ChosenPacing, Driver, limits
@@ -21,9 +21,11 @@ def queue(*lengths: int) -> Prefilling:
     return prefilling
 
 
-def taken(prefilling: Prefilling, tokens: int, rows: int = 8, padding: float = 4.0) -> list[int]:
+def taken(
+    prefilling: Prefilling, tokens: int, rows: int = 8, padding: float = 4.0, copied: float = 9999
+) -> list[int]:
     """Whose chunks are in the next step."""
-    return list(prefilling.take(Room(tokens, rows, padding))[0].sequences)
+    return list(prefilling.take(Room(tokens, rows, padding, copied))[0].sequences)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,39 @@ def test_all_padding_of_a_row_counts() -> None:
 
 def test_without_padding_only_equal_lengths_go_together() -> None:
     assert taken(queue(7, 6, 7, 8, 7), 64, padding=0.0) == [0, 2, 4]
+
+
+def after_prefixes(*held: int) -> Prefilling:
+    """Prompts of which 5 tokens are left."""
+    prefilling = Prefilling()
+    for number, copied in enumerate(held):
+        prefilling.append(
+            Sequence(number, prompt=copied + 6, max_tokens=1, prefilled=copied, copied=copied)
+        )
+    return prefilling
+
+
+@pytest.mark.parametrize(
+    ("held", "expected"),
+    [
+        ((0, 0, 300, 0), [[0, 1, 3], [2]]),  # all would be as long as the longest
+        ((300, 0, 0, 0), [[0, 1, 2], [3]]),
+        ((300, 300, 300, 300), [[0, 1, 2], [3]]),
+        ((2000, 2000), [[0], [1]]),
+    ],
+)
+def test_what_is_copied_of_caches_is_bounded(
+    held: tuple[int, ...], expected: list[list[int]]
+) -> None:
+    prefilling = after_prefixes(*held)
+    assert [taken(prefilling, 64, copied=1000.0) for _ in range(2)] == expected
+
+
+def test_little_is_copied_where_memory_is_short() -> None:
+    limit = wide(128, kv_tokens=5000)
+    assert copied_at_most(limit, 1000) == 1000
+    assert copied_at_most(replace(limit, kv_tokens=10**6), 1000) == 64 * 128
+    assert copied_at_most(replace(limit, kv_tokens=None), 1000) == 64 * 128
 
 
 def test_turns_go_on_behind_those_that_were_taken() -> None:
