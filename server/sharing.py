@@ -14,7 +14,7 @@ from hashlib import blake2b
 import msgspec
 from prometheus_client import Counter
 
-from pipeline.errors import RequestCancelled
+from pipeline.errors import EngineStopped, RequestCancelled
 from pipeline.request import GenerationRequest, Generator, TokenEvent
 from server.observe.registry import PREFIX, REGISTRY
 
@@ -125,6 +125,10 @@ class Sharing:
                 async for event in events:
                     source.events.append(event)
                     source.tell()
+        except asyncio.CancelledError:
+            if source.readers:  # theirs is no whole answer
+                source.error = EngineStopped("the server is stopping")
+            raise
         except Exception as error:
             source.error = error
             if not source.readers:

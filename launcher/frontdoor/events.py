@@ -22,6 +22,7 @@ from starlette.types import Scope
 from launcher.door import LeaderAddress
 from launcher.frontdoor.leadership import Backoff, Leadership
 from launcher.frontdoor.upstream import Upstream
+from server.api.errors import Overloaded
 from server.api.wire import to_json
 from server.observe.feed import EventFeed
 
@@ -82,8 +83,11 @@ class LauncherEvents:
 
     async def _own(self, latest: _Latest) -> None:
         async with aclosing(self._feed.watch()) as events:
-            async for event in events:
-                latest.put("launcher", event)
+            try:
+                async for event in events:
+                    latest.put("launcher", event)
+            except Overloaded as error:  # the last place was taken since there was room
+                latest.put("launcher", _event("gap", to_json({"reason": str(error)})))
 
 
 class _LeaderEvents:
@@ -157,8 +161,8 @@ class _Latest:
         self._some.set()
 
     async def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        """Until `end`."""
-        while not self._ended:
+        """Until `end`, with what came before it."""
+        while self._events or not self._ended:
             await self._some.wait()
             self._some.clear()
             events, self._events = self._events, {}

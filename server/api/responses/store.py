@@ -24,8 +24,8 @@ class UnknownResponse(ApiError):
 
     def __init__(self, response_id: str, param: str | None = None) -> None:
         super().__init__(
-            f"No response {response_id[:80]!r} is kept: it was deleted, not stored, pushed out by newer"
-            " ones, or made before the server was started.",
+            f"No response {response_id[:80]!r} is kept: it was deleted, not stored, too long to be kept,"
+            " pushed out by newer ones, or made before the server was started.",
             param=param,
         )
 

@@ -143,9 +143,10 @@ async def test_a_leader_whose_connection_breaks_is_asked_again_with_the_same_key
             assert leader.servers is not None
             [server] = leader.servers._servers
             [connection] = server.server_state.connections
+            leader.name = "mini1 again"
             connection.transport.abort()  # type: ignore[union-attr]
             await soon(lambda: len(leader.asked) == 2)
-            await viewer.until(shows("mini1"))
+            await viewer.until(shows("mini1 again"))
         assert {headers["authorization"] for headers in leader.asked} == {"Bearer k"}
         assert {headers["x-forwarded-for"] for headers in leader.asked} == {"127.0.0.1"}
         await leader.end()
