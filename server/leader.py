@@ -40,6 +40,7 @@ from server.rpc.errors import CoordinatorLost
 from server.rpc.records import LEADER, ClusterSnapshot, HealthPolicy, RankState
 from server.rpc.registry import ClusterRegistry
 from server.rpc.runtime_settings import RuntimeSettings
+from server.templating.renderer import SPARE
 from server.tls.contexts import ClusterTls
 from server.tls.errors import TlsError
 from server.tls.gateway import GatewayTls, gateway_tls
@@ -199,6 +200,7 @@ class Leader:
         checkpoint = self._placement.checkpoint
         trusted = self._settings.config.model.trust_remote_code
         tokenizer = load_tokenizer(checkpoint.path, checkpoint.config, trusted)
+        SPARE.drop()  # of a rank that has waited, whose model has no template
         return tokenizer, read_defaults(checkpoint.path)
 
     def _served_model(self, engine: Engine) -> ServedModel:
