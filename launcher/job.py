@@ -43,9 +43,7 @@ KILL_MARGIN = 5.0  # seconds for mlx.launch to end its ranks by force, before th
 LAST_WORDS = 3.0  # seconds from a rank's fatal line to its exit; MPI may block in finalize forever
 # Once the ranks have served, nobody needs their orderly end after a failure:
 LAST_LINES = 0.3  # seconds for the lines of a rank that has ended
-RING_FATE_SECONDS = (
-    1.5  # from a rank's fatal line until mlx.launch has told which one ended by itself
-)
+RING_FATE_SECONDS = 1.5  # from a rank's fatal line until mlx.launch has told which one failed
 STOP = b"s"
 POLL = 1.0  # seconds; bounds how late the end of mlx.launch is seen if a rank holds its pipes open
 

@@ -1,6 +1,6 @@
 """mlx.launch, made fit to run unattended: `python -m launcher.mlx_launch GRACE [--standby] ARGUMENTS...`
 
-The only file of this package that imports MLX. Three things differ from running mlx.launch itself.
+The only file of this package that imports MLX. It differs in these things from mlx.launch itself.
 It sleeps while its ranks are quiet: mlx.launch selects on pipes that are always writable, and so uses a
 whole core. It stops its ranks when its stdin closes, so that they don't outlive a launcher that was
 killed: first a request (SIGTERM), and GRACE seconds later SIGKILL. And its exit status tells when
@@ -115,6 +115,7 @@ def stop_when_closed(
 
 
 def _stop(commands: Commands, grace: float) -> None:
+    """End the session: a request first, force when `grace` seconds are over."""
     ask_to_stop(commands, grace)
     left = len(set(members(os.getsid(0))) - commands.spared)
     if left:

@@ -119,14 +119,7 @@ class Standby:
             state = "off" if self._spec is None else "none"
             return {"state": state, "nodes": [], "reason": self._ended}
         ready = [name for name in waiting.nodes if name in waiting.ready]
-        state = (
-            "incomplete"
-            if waiting.gone
-            else "warm"
-            if waiting.will_do(waiting.nodes)
-            else "warming"
-        )
-        return {"state": state, "nodes": ready, "reason": ""}
+        return {"state": waiting.state, "nodes": ready, "reason": ""}
 
     @property
     def _waiting(self) -> Waiting | None:

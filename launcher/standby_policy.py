@@ -23,6 +23,13 @@ class Waiting:
     def ready(self) -> frozenset[str]:
         return self.warm - self.gone
 
+    @property
+    def state(self) -> str:
+        """For people."""
+        if self.gone:
+            return "incomplete"
+        return "warm" if self.will_do(self.nodes) else "warming"
+
     def will_do(self, order: Sequence[str]) -> bool:
         """Whether a launch of these nodes can be theirs."""
         return self.ready >= set(order)

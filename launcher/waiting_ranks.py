@@ -22,9 +22,7 @@ from server.standby.assignment import (
     said,
 )
 
-LEAVE = (
-    5.0  # seconds for those that are not needed to end by themselves; ssh to a lost host would not
-)
+LEAVE = 5.0  # seconds for those that are not needed to end by themselves; ssh to a lost host won't
 
 ROOM = 1.0  # seconds for a process to read what is in its pipe
 

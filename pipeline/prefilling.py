@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pipeline.limits import Limits, Sequence
 from pipeline.steps import PrefillBatch, PrefillChunk
 
-COPIED_CHUNKS = (
-    64  # of the largest size, in tokens: so much of caches may be copied for a step, and
-)
-COPIED_SHARE = 0.25  # no more than this of the memory for caches that nobody has reserved
+# Of caches, at most so much is copied for a step: so many of the largest chunks, and this share of the memory
+# for caches that no running sequence has reserved.
+COPIED_CHUNKS = 64
+COPIED_SHARE = 0.25
 
 
 @dataclass(frozen=True)

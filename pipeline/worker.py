@@ -216,9 +216,8 @@ class Worker:
         """Caches for chunks of one prompt, or of several."""
         if len(work.sequences) == 1:
             return self.sequences.single(work.sequences[0])
-        if (
-            self._loops > 1
-        ):  # a chunk is in some of the caches after the first loop, in others later
+        # A chunk of a model that loops is in some of the caches after the first loop, in others later.
+        if self._loops > 1:
             raise FrameError(f"{work.sequences} are to be prefilled together, but the model loops")
         return self.sequences.join(work.sequences, lengths)
 

@@ -6,11 +6,13 @@ Rank 0 tells of each when it is complete, and is given the one that a request na
 from __future__ import annotations
 
 import msgspec
+from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Scope
 
 from server.api.responses.store import PREVIOUS, ResponseStore, Stored
 from server.api.responses.stored import stored_routes
+from server.api.translation import owner_of
 from server.replay.records import Kind, Record
 
 _GOING_ON = ("/v1/responses", "/v1/responses/input_tokens")
@@ -33,7 +35,7 @@ class KeptResponses:
     def keep(self, payload: bytes, scope: Scope) -> None:
         """Take the record of a response to the request of `scope`.  Raises JournalError."""
         stored = Stored.decoded(payload)
-        if stored.owner == _owner(scope):
+        if stored.owner == owner_of(Request(scope)):
             self.store.put(stored)
 
     def wanted(self, scope: Scope, body: bytes) -> bytes:
@@ -49,10 +51,5 @@ class KeptResponses:
             return b""
         if named is None:
             return b""
-        stored = self.store.get(named, _owner(scope), PREVIOUS)
+        stored = self.store.get(named, owner_of(Request(scope)), PREVIOUS)
         return Record(Kind.KEEP, stored.encoded).encoded
-
-
-def _owner(scope: Scope) -> str:
-    """As `server.api.translation.owner_of`; rank 0 is asked with the same key."""
-    return str(getattr(scope["state"].get("principal"), "id", ""))

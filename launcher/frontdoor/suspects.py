@@ -37,10 +37,8 @@ class Case:
     leader: Hashable | None = None  # that it is asked of now
     _shared: bool = False  # this attempt had rank 0 not to itself
     _got: bool = False  # this attempt had a token
-    _unclear: tuple[int, int] = (
-        0,
-        0,
-    )  # own_fruitless and own of its last fault, if it had that alone
+    # own_fruitless and own of its last fault, if it had that alone
+    _unclear: tuple[int, int] = (0, 0)
 
     @property
     def for_good(self) -> bool:

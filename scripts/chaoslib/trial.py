@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -87,48 +88,42 @@ class Trial:
 
     async def faults(self, kinds: Sequence[str], choose: random.Random) -> Result:
         """Faults of these kinds in a row, while requests follow each other without end."""
-        result = self.result
-        await self._settled()
-        before = await asyncio.to_thread(self.belongings)
-        async with connections(self._cluster.url) as http:
-            load = Load(http)
-            pressing = asyncio.create_task(load.press(self._tasks, self._known))
-            try:
-                for kind in kinds:
-                    await self._ready()
-                    await asyncio.to_thread(self._cluster.make_whole)
-                    await self._flowing(load, pressing)
-                    fault = choose_fault(self._cluster, kind, choose)
-                    event = await self._do(fault)
-                    await self._flowing(load, pressing)
-                    await asyncio.to_thread(fault.undo)
-                    await self._note(event, load, result)
-                load.stop()
-                await pressing
-            finally:
-                pressing.cancel()
-                self._take(load, result)
-        await self.check_leaks(before, result)
-        return result
+        async with self._pressed() as (load, pressing):
+            for kind in kinds:
+                await self._ready()
+                await asyncio.to_thread(self._cluster.make_whole)
+                await self._flowing(load, pressing)
+                fault = choose_fault(self._cluster, kind, choose)
+                event = await self._do(fault)
+                await self._flowing(load, pressing)
+                await asyncio.to_thread(fault.undo)
+                await self._note(event, load, self.result)
+        return self.result
 
     async def meanwhile(self, act: Callable[[], None]) -> Result:
         """`act` in a thread, while requests follow each other without end, before it and afterwards."""
+        async with self._pressed() as (load, pressing):
+            await self._flowing(load, pressing)
+            await asyncio.to_thread(act)
+            await self._flowing(load, pressing)
+        return self.result
+
+    @asynccontextmanager
+    async def _pressed(self) -> AsyncIterator[tuple[Load, asyncio.Task[None]]]:
+        """While requests follow each other without end; then it is looked at what is left."""
         await self._settled()
         before = await asyncio.to_thread(self.belongings)
         async with connections(self._cluster.url) as http:
             load = Load(http)
             pressing = asyncio.create_task(load.press(self._tasks, self._known))
             try:
-                await self._flowing(load, pressing)
-                await asyncio.to_thread(act)
-                await self._flowing(load, pressing)
+                yield load, pressing
                 load.stop()
                 await pressing
             finally:
                 pressing.cancel()
                 self._take(load, self.result)
         await self.check_leaks(before, self.result)
-        return self.result
 
     async def _turns_of(self, ranks: Sequence[int] | None) -> Sequence[int]:
         """Negative ones count from the last."""
