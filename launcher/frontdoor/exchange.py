@@ -60,6 +60,7 @@ class Exchange:
         self.delivered = 0  # bytes of the body that the client has
         self.kept: bytes | None = None  # what the response leaves behind for later ones
         self.unsent: deque[Out] = deque()  # counted as delivered, and not with the client yet
+        self.ended = False  # no rank 0 has anything to add
         self.tokens = 0
         self.attempts = 0
         self._digest = blake2b(digest_size=16)  # of what is delivered
@@ -105,6 +106,11 @@ class Exchange:
         else:
             yield from self._take_end()
 
+    def pass_on(self, start: Start, body: bytes) -> None:
+        """A whole answer that no journal is kept of, in place of all records."""
+        self.start, self.ended = start, True
+        self.unsent.extend((start, body, END))
+
     def _take_event(self, record: Record) -> None:
         self.events += record.encoded
         if len(self.events) > MAX_EVENTS:
@@ -136,6 +142,7 @@ class Exchange:
                 yield fresh
         if self._seen < self.delivered:
             raise Diverged(f"it ended after {self._seen} of {self.delivered} bytes")
+        self.ended = True
         yield END
 
     def _why_later(self, body: bytes) -> str | None:

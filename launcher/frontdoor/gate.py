@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from launcher.door import LeaderAddress
 from launcher.frontdoor import metrics
 from launcher.frontdoor.delivery import Delivery, wants_stream
-from launcher.frontdoor.exchange import BUSY, END, Diverged, Exchange, Interrupted
+from launcher.frontdoor.exchange import BUSY, Diverged, Exchange, Interrupted, Out
 from launcher.frontdoor.leadership import Backoff, Leadership
 from launcher.frontdoor.responses import KeptResponses
 from launcher.frontdoor.suspects import Case, Verdict
@@ -95,16 +95,18 @@ class Gate:
 
     async def _answer(self, asked: Asked, delivery: Delivery) -> None:
         """All of it.  Raises NotReady, FaultsAgain, CutOff, and what refuses the request."""
-        case = Case()
+        case, exchange = Case(), Exchange(Context())
         try:
-            await self._attempts(asked, Exchange(Context()), case, delivery)
+            await self._attempts(asked, exchange, case, delivery)
         finally:
             self._turns.forget(case)
+        # The engine has done its part: nobody waits for a client that reads slowly.
+        await self._deliver(exchange, delivery)
 
     async def _attempts(
         self, asked: Asked, exchange: Exchange, case: Case, delivery: Delivery
     ) -> None:
-        """Attempt after attempt."""
+        """Attempt after attempt, until all of the answer is here."""
         backoff = Backoff(self.limits.first_pause, self.limits.longest_pause)
         silent_since: float | None = None  # no attempt got anywhere
         loop = asyncio.get_running_loop()
@@ -127,15 +129,17 @@ class Gate:
             try:
                 attempt = self._attempt(leader, asked, exchange, case, delivery)
                 await self._while_it_leads(leader, attempt)
-                return
             except Interrupted as interruption:
-                log.warning(
-                    "a request is interrupted",
-                    request_id=asked.scope["state"]["request_id"],
-                    reason=str(interruption),
-                    tokens=exchange.tokens,
-                )
-                self._judge(case, interruption)
+                if not exchange.ended:
+                    log.warning(
+                        "a request is interrupted",
+                        request_id=asked.scope["state"]["request_id"],
+                        reason=str(interruption),
+                        tokens=exchange.tokens,
+                    )
+                    self._judge(case, interruption)
+            if exchange.ended:
+                return
             if (exchange.tokens, exchange.delivered) != before:
                 silent_since = None
                 backoff.reset()
@@ -172,7 +176,7 @@ class Gate:
         try:
             async with self._upstream.attempt(leader, asked, exchange) as answer:
                 if not answer.journaled:
-                    await self._pass_on(answer, exchange, delivery)
+                    await self._pass_on(answer, exchange)
                 else:
                     delivery.accepted()
                     await self._take_records(answer, asked, exchange, case, delivery)
@@ -200,7 +204,9 @@ class Gate:
         async for records in answer.batches():
             try:
                 for record in records:
-                    exchange.unsent.extend(exchange.take(record))
+                    exchange.unsent.extend(
+                        self._headed(out, answer) for out in exchange.take(record)
+                    )
                     self._keep(asked, exchange)
             finally:
                 # Before anything is sent: with the last byte the client may go, and this task with it.
@@ -210,8 +216,10 @@ class Gate:
                     resuming = False
                     self.resumed += 1
                     metrics.RESUMED.inc()
-                ended = await self._deliver(answer, exchange, delivery)
-            if ended:
+                # Others wait for one that is tried to its end, so that one does not wait for its client.
+                if not (exchange.ended or case.for_good):
+                    await self._deliver(exchange, delivery)
+            if exchange.ended:
                 return
         raise CutOff
 
@@ -221,8 +229,8 @@ class Gate:
         if kept is not None:
             self.responses.keep(kept, asked.scope)
 
-    async def _deliver(self, answer: Answer, exchange: Exchange, delivery: Delivery) -> bool:
-        """Send what is due; True if that was all of the answer.
+    async def _deliver(self, exchange: Exchange, delivery: Delivery) -> None:
+        """Send what is due.
 
         A leader may be lost while a slow client holds this up, so what is not sent yet stays due.
         """
@@ -236,16 +244,12 @@ class Gate:
                     unsent.popleft()
                 continue
             if isinstance(out, Start):
-                head = self._switched(out)
-                await delivery.start(Start(head.status, head.headers + answer.limits))
+                await delivery.start(out)
             else:
                 await delivery.end()
             unsent.popleft()
-            if out == END:
-                return True
-        return False
 
-    async def _pass_on(self, answer: Answer, exchange: Exchange, delivery: Delivery) -> None:
+    async def _pass_on(self, answer: Answer, exchange: Exchange) -> None:
         """An answer of what stands before the API at rank 0: who may not come in, or asks too much."""
         status = answer.plain.status
         body = await answer.body()
@@ -256,9 +260,14 @@ class Gate:
             raise FaultsAgain(
                 f"The answer could not be continued after a failure: rank 0 refuses it with {status}."
             )
-        await delivery.start(answer.plain)
-        await delivery.body(body)
-        await delivery.end()
+        exchange.pass_on(answer.plain, body)
+
+    def _headed(self, out: Out, answer: Answer) -> Out:
+        """A head gets what `answer` says of the limits."""
+        if not isinstance(out, Start):
+            return out
+        head = self._switched(out)
+        return Start(head.status, head.headers + answer.limits)
 
     def _switched(self, start: Start) -> Start:
         """`start`, and the supervisor told if it says that another model is wanted."""

@@ -87,10 +87,13 @@ class Suspects:
         return True
 
     def end(self, case: Case, *, fault: bool) -> Verdict:
-        """The attempt is over, by a fault of the cluster or for another reason."""
+        """The attempt is over, by a fault of the cluster or for another reason.
+
+        Nothing happens to a case that has been forgotten since: the engine had done its part.
+        """
         leader = case.leader
         self._leave(case)
-        if not fault:
+        if not fault or leader is None:
             return Verdict.GOES_ON
         if case.failed_at == leader:
             # It still leads: nobody else suffered by the fault before.

@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Mount
 
+import launcher.frontdoor.suspects as suspects_module
 from launcher.door import LeaderAddress
 from launcher.frontdoor import FrontDoor
 from launcher.frontdoor.suspects import MOST_FAULTS, MOST_FRUITLESS, SUSPICIOUS
@@ -312,42 +313,73 @@ async def test_a_rank_0_that_says_nothing_any_more_is_left() -> None:
         await second.stop()
 
 
+class SlowClient:
+    """Asks for a stream over a connection that is full until `drained` is set."""
+
+    def __init__(self) -> None:
+        body = json.dumps({**SEEDED, "stream": True}).encode()
+        self._arrived = [{"type": "http.request", "body": body, "more_body": False}]
+        self.full, self.drained, self.got = asyncio.Event(), asyncio.Event(), b""
+
+    async def receive(self) -> Any:
+        return self._arrived.pop() if self._arrived else await asyncio.Event().wait()
+
+    async def send(self, message: Any) -> None:
+        if message.get("body"):
+            self.full.set()
+            await self.drained.wait()  # as uvicorn does, before it writes
+            self.got += message["body"]
+
+    def ask(self, door: FrontDoor) -> asyncio.Task[None]:
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": CHAT,
+            "raw_path": CHAT.encode(),
+            "query_string": b"",
+            "headers": [(b"host", b"127.0.0.1")],
+            "client": ("127.0.0.1", 1),
+        }
+        return asyncio.create_task(door.app()(scope, self.receive, self.send))
+
+
 async def test_what_a_slow_client_had_to_wait_for_is_not_lost() -> None:
     """The leader is lost while the connection to the client is full."""
-    first, second = (Rank0(Steered(random.Random(number))) for number in (1, 2))
-    body = json.dumps({**SEEDED, "stream": True}).encode()
-    arrived = [{"type": "http.request", "body": body, "more_body": False}]
-    full, drained, got = asyncio.Event(), asyncio.Event(), b""
-
-    async def receive() -> Any:
-        return arrived.pop() if arrived else await asyncio.Event().wait()
-
-    async def send(message: Any) -> None:
-        nonlocal got
-        if message.get("body"):
-            full.set()
-            await drained.wait()  # as uvicorn does, before it writes
-            got += message["body"]
-
-    scope = {
-        "type": "http",
-        "method": "POST",
-        "path": CHAT,
-        "raw_path": CHAT.encode(),
-        "query_string": b"",
-        "headers": [(b"host", b"127.0.0.1")],
-        "client": ("127.0.0.1", 1),
-    }
+    first = Rank0(Steered(random.Random(1), stops_at=at(4)))
+    second, client = Rank0(Steered(random.Random(2))), SlowClient()
     async with opened() as door:
         door.leader_changed(await first.start())
-        answering = asyncio.create_task(door.app()(scope, receive, send))
-        await asyncio.wait_for(full.wait(), DEADLINE_S)
+        answering = client.ask(door)
+        await asyncio.wait_for(client.full.wait(), DEADLINE_S)
         door.leader_changed(None, "its host has no power")
         await soon(lambda: door.stats()["waiting"] == 1)
-        drained.set()
+        client.drained.set()
         door.leader_changed(await second.start(2))
         await asyncio.wait_for(answering, DEADLINE_S)
-        assert b'"role":"assistant"' in got, "the first event, which had to wait"
-        assert text_of(got) == expected()
+        assert b'"role":"assistant"' in client.got, "the first event, which had to wait"
+        assert text_of(client.got) == expected()
         await first.stop()
         await second.stop()
+
+
+async def test_a_whole_answer_needs_no_rank_0_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does who reads it slowly hold up others, after however many faults."""
+    monkeypatch.setattr(suspects_module, "MOST_FAULTS", 1)
+    first, second = (Rank0(Steered(random.Random(1), stops_at=at(4))), Rank0())
+    slow = SlowClient()
+    async with opened() as door, client_of(door) as client:
+        door.leader_changed(await first.start())
+        answering = slow.ask(door)
+        await asyncio.wait_for(first.engine.reached.wait(), DEADLINE_S)
+        await asyncio.wait_for(slow.full.wait(), DEADLINE_S)
+        door.leader_changed(None, "a rank has died")
+        await first.kill()
+        door.leader_changed(await second.start(2))  # where it is tried alone, to its end
+        other = await asyncio.wait_for(client.post(CHAT, json=SEEDED), DEADLINE_S)
+        assert texts(other, 1) == {0: expected()}
+        assert not answering.done()
+        door.leader_changed(None, "a rank has died")
+        await second.kill()
+        slow.drained.set()
+        await asyncio.wait_for(answering, DEADLINE_S)
+        assert text_of(slow.got) == expected()

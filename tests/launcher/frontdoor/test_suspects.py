@@ -210,3 +210,19 @@ def test_who_fails_at_a_rank_0_that_lives_on_holds_nobody_up() -> None:
         assert suspects.may_start(Case(), 1)
         verdicts += fail(suspects, one)
     assert verdicts == [Verdict.GOES_ON] * MOST_FRUITLESS + [Verdict.FRUITLESS]
+
+
+def test_what_has_all_of_its_answer_is_blamed_for_nothing_and_holds_nobody_up() -> None:
+    """Whatever becomes of rank 0 while its client still reads."""
+    suspects, slow, other = Suspects(), Case(), Case()
+    for leader in range(MOST_FAULTS):
+        at(suspects, slow, leader=leader)
+        suspects.got_token(slow)
+        suspects.end(slow, fault=True)
+    before = slow.faults, slow.own
+    assert slow.for_good
+    suspects.forget(slow)
+    assert suspects.may_start(other, 99)
+    assert suspects.end(slow, fault=True) is Verdict.GOES_ON
+    assert (slow.faults, slow.own) == before
+    assert suspects.may_start(other, 100)
