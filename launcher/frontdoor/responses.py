@@ -1,6 +1,7 @@
 """Stored responses, kept here because rank 0 may not be there any more when somebody goes on from them.
 
 Rank 0 tells of each when it is complete, and is given the one that a request names; the rest is answered here.
+What was said in it is not read here: it may be long, and others wait for the same event loop.
 """
 
 from __future__ import annotations

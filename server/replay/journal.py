@@ -72,15 +72,12 @@ def is_journaled() -> bool:
 
 
 def keep(payload: bytes) -> bool:
-    """Have the front door keep what a later request may go on from; False if the response goes to none.
-
-    What is too long is not kept at all.
-    """
+    """Have the front door keep what a later request may go on from; False if the response goes to none."""
     journal = _journal.get(None)
     if journal is None:
         return False
-    if len(payload) <= MAX_KEPT:
-        journal.keep(payload)
+    assert len(payload) <= MAX_KEPT, "else it could not be sent with a later request"
+    journal.keep(payload)
     return True
 
 

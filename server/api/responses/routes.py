@@ -41,7 +41,7 @@ async def create_response(request: Request) -> Response:
     def keep(document: dict[str, Any]) -> None:
         if body.stored:
             said, owner = messages + _said(document), owner_of(request)
-            stored = Stored(document, _shown_input(body), said, owner)
+            stored = Stored.of(document, _shown_input(body), said, owner)
             if not journal.keep(stored.encoded):
                 store_of(request).put(stored)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -27,7 +28,7 @@ async def show_response(request: Request) -> Response:
     """GET /v1/responses/{id}"""
     if request.query_params.get("stream", "false") != "false":
         raise InvalidRequest("stream: a stored response is given whole.", param="stream")
-    return json_response(_stored(request).document)
+    return Response(_stored(request).whole.document, media_type="application/json")
 
 
 async def delete_response(request: Request) -> Response:
@@ -39,14 +40,14 @@ async def delete_response(request: Request) -> Response:
 
 async def list_input_items(request: Request) -> Response:
     """GET /v1/responses/{id}/input_items"""
-    items = _stored(request).input_items
+    items = msgspec.json.decode(_stored(request).whole.input_items, type=list[msgspec.Raw])
     order = request.query_params.get("order", "desc")
     if order not in ("asc", "desc"):
         raise InvalidRequest("order must be asc or desc.", param="order")
     shown = items if order == "asc" else items[::-1]
     after = request.query_params.get("after")
     if after is not None:
-        ids = [item["id"] for item in shown]
+        ids = [_id(item) for item in shown]
         if after not in ids:
             raise InvalidRequest(f"after: no item has the id {after[:80]!r}.", param="after")
         shown = shown[ids.index(after) + 1 :]
@@ -56,11 +57,19 @@ async def list_input_items(request: Request) -> Response:
         {
             "object": "list",
             "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
+            "first_id": _id(page[0]) if page else None,
+            "last_id": _id(page[-1]) if page else None,
             "has_more": len(shown) > limit,
         }
     )
+
+
+class _Item(msgspec.Struct):
+    id: str
+
+
+def _id(item: msgspec.Raw) -> str:
+    return msgspec.json.decode(item, type=_Item).id
 
 
 def _limit(text: str) -> int:

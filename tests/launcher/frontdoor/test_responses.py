@@ -10,11 +10,13 @@ from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import capture_logs
 
 from server.access.middleware import Guard
 from server.access.policy import AccessPolicy
 from server.access.store import KeyStore
 from server.api.app import create_app
+from server.api.responses import store
 from server.replay.records import KEPT_HEADER
 from tests.launcher.frontdoor.doors import DEADLINE_S, client_of, opened
 from tests.launcher.frontdoor.rank0 import Rank0, Steered
@@ -108,6 +110,28 @@ async def test_what_is_not_to_be_stored_is_not() -> None:
         assert (await client.get(f"{PATH}/{made['id']}")).status_code == 404
         refused = await client.post(PATH, json={**FIRST, "previous_response_id": 3})
         assert refused.status_code == 400  # for rank 0 to say
+        await rank0.stop()
+
+
+async def test_one_that_is_too_long_is_not_kept_and_whoever_asks_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(store, "MAX_PARTS", 500)
+    rank0 = Rank0()
+    async with opened() as door, client_of(door) as client:
+        door.leader_changed(await rank0.start())
+        with capture_logs() as logs:
+            made = await made_by(client, {**FIRST, "input": "secret"})
+            following_it = await client.post(PATH, json=following(made))
+            shown = await client.get(f"{PATH}/{made['id']}")
+        assert (following_it.status_code, shown.status_code) == (404, 404)
+        error = following_it.json()["error"]
+        assert error["param"] == "previous_response_id"
+        for message in (error["message"], shown.json()["error"]["message"]):
+            assert "at most 500 are kept" in message
+        [line] = [line for line in logs if line["event"] == "a response is too long to be kept"]
+        assert "secret" not in str(line)
+        assert line["bytes"] > 500
         await rank0.stop()
 
 

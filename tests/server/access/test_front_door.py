@@ -79,7 +79,7 @@ async def test_only_a_front_door_tells_what_it_has_kept(
     """What is of another owner, or another response, is not what is asked for; and the request counts."""
     rank_0 = Rank0(path, trusted=Networks(["10.0.0.1"]))
     rank_0.app = rank_0_app(replace(rank_0.guard, supervised=supervised), rank_0.engine)
-    foreign = Stored({"id": "resp_1"}, [], [{"role": "user", "content": "x"}], "somebody else")
+    foreign = Stored.of({"id": "resp_1"}, [], [{"role": "user", "content": "x"}], "somebody else")
     kept = Record(Kind.KEEP, foreign.encoded).encoded
     asked = {"model": "tiny", "input": "hi", "previous_response_id": "resp_1"}
     headers = {**journal_header(), KEPT_HEADER: str(len(kept))}

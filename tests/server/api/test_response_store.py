@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from server.api.responses.store import ResponseStore, Stored, UnknownResponse
+from server.api.responses.store import MAX_PARTS, ResponseStore, Stored, UnknownResponse
+from server.replay.records import MAX_KEPT
 
 
 def stored(name: str, text: str = "", owner: str = "me") -> Stored:
-    return Stored({"id": name, "text": text}, [], [], owner)
+    return Stored.of({"id": name, "text": text}, [], [], owner)
 
 
 def test_the_store_forgets_what_was_used_least_recently() -> None:
@@ -28,9 +31,31 @@ def test_the_store_is_bounded_in_bytes() -> None:
         store.put(stored(str(number), "x" * 100))
         assert store.bytes <= 1000
     assert 0 < len(store) < 10
-    kept = len(store)
+    kept = store.bytes
     store.put(stored("large", "x" * 1000))  # alone it exceeds the bound, and pushes out nothing
-    assert len(store) == kept
+    assert store.bytes == kept
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_why_a_long_response_is_not_kept_is_told_to_its_owner(at_once: bool) -> None:
+    """Whether it was too long for any store, or for this one."""
+    long = Stored.of(
+        {"id": "long"}, [], [{"content": "x" * (MAX_PARTS if at_once else 1000)}], "me"
+    )
+    assert (long.parts is None) is at_once
+    assert len(long.encoded) <= MAX_KEPT
+    store = ResponseStore(max_bytes=1000, max_responses=3)
+    store.put(long)
+    store.put(stored("other"))
+    for ask in (store.get, store.delete):
+        with pytest.raises(UnknownResponse, match=f"has {long.size} bytes, and at most 1000"):
+            ask("long", "me")
+        with pytest.raises(UnknownResponse, match="it was deleted"):
+            ask("long", "you")
+    assert has(store, "other", "me")
+    for number in range(3):  # what is only known of it takes a place as well
+        store.put(stored(str(number)))
+    assert len(store) == 3
 
 
 def test_a_stored_response_is_its_owners() -> None:
@@ -41,7 +66,7 @@ def test_a_stored_response_is_its_owners() -> None:
     with pytest.raises(UnknownResponse):
         store.delete("a", "you")
     store.put(stored("a", "again"))
-    assert store.get("a", "me").document == {"id": "a", "text": "again"}
+    assert json.loads(store.get("a", "me").whole.document) == {"id": "a", "text": "again"}
 
 
 def has(store: ResponseStore, response_id: str, owner: str) -> bool:
