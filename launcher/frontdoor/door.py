@@ -201,7 +201,7 @@ class FrontDoor:
             await send({"type": "websocket.close", "code": 1000})
 
     def _guard(self) -> Guard:
-        """Who may come in; what is counted is at rank 0.  Raises AccessError."""
+        """Who may come in; what is answered here is counted here.  Raises AccessError."""
         guard, notice = protect_front_door(self._config, self._neighbours)
         log.info(notice)
         here = [*self._admin_routes, *self.gate.responses.routes()]

@@ -7,10 +7,12 @@ What was said in it is not read here: it may be long, and others wait for the sa
 from __future__ import annotations
 
 import msgspec
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Scope
 
+from server.access.middleware import AccountMiddleware
 from server.api.responses.store import PREVIOUS, ResponseStore, Stored
 from server.api.responses.stored import stored_routes
 from server.api.translation import owner_of
@@ -31,7 +33,7 @@ class KeptResponses:
 
     def routes(self) -> list[Route]:
         """For an application whose state has `store` as `responses`."""
-        return stored_routes()
+        return stored_routes([Middleware(AccountMiddleware)])
 
     def keep(self, payload: bytes, scope: Scope) -> None:
         """Take the record of a response to the request of `scope`.  Raises JournalError."""

@@ -22,7 +22,7 @@ class Account:
     principal: Principal = ANYBODY
     limiter: Limiter | None = None  # None: no limits
     clock: Callable[[], float] = time.monotonic
-    inference: bool = False  # whether the answer tells what is left of the limits
+    counted: bool = False  # whether the answer tells what is left of the limits
     prompt_tokens: int = field(default=0, init=False)
     completion_tokens: int = field(default=0, init=False)
     status: int = field(default=0, init=False)  # of the response; 0: there is none yet
@@ -40,7 +40,7 @@ class Account:
 
     def headers(self) -> Mapping[str, str]:
         """x-ratelimit-* of the answer."""
-        if self.limiter is None or not self.inference:
+        if self.limiter is None or not self.counted:
             return {}
         return self.limiter.headers(self.principal, self.clock())
 

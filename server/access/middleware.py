@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 class Guard:
     """What the middleware works with; without limiter and audit it only lets in or refuses.
 
-    only_refusals: whatever is let in is written down by somebody else, but for the paths `answered`.
+    only_refusals: what is let in is counted and written down by somebody else, but for the paths `answered`.
     supervised: a front door passes requests on, and may go on with a response.
     """
 
@@ -128,13 +128,18 @@ class _Visit:
             self._scope["method"], self._scope["path"], self._rule, given
         )
         # Where nobody is asked for a key, all would share one state.
-        limiter = None if policy.open else guard.limiter
-        inference = self._rule is not None and self._rule.inference
-        self._account = Account(principal, limiter, guard.clock, inference)
+        limiter = None if policy.open or not self._is_answered_here else guard.limiter
+        counted = self._rule is not None and self._rule.counted
+        self._account = Account(principal, limiter, guard.clock, counted)
         goes_on = self._goes_on(peer)
-        if limiter is not None and inference and not goes_on:
+        if limiter is not None and counted and not goes_on:
             limiter.count_request(principal, guard.clock())
         return principal
+
+    @property
+    def _is_answered_here(self) -> bool:
+        guard, rule = self._guard, self._rule
+        return not guard.only_refusals or (rule is not None and rule.path in guard.answered)
 
     def _goes_on(self, peer: Address | None) -> bool:
         """Whether the front door repeats a request that was counted when it came.
@@ -182,8 +187,7 @@ class _Visit:
 
     def _write_down(self, seconds: float) -> None:
         audit, account = self._guard.audit, self._account
-        here = self._rule is not None and self._rule.path in self._guard.answered
-        if audit is None or (self._guard.only_refusals and not (self._refused or here)):
+        if audit is None or not (self._is_answered_here or self._refused):
             return
         state, method = self._scope.get("state", {}), self._scope["method"]
         audit.write(

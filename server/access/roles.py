@@ -19,12 +19,16 @@ OPEN = None  # whoever reaches the port: for load balancers, and for whoever wat
 
 @dataclass(frozen=True)
 class Rule:
-    """One method of one path.  `inference`: it makes or counts tokens, so limits apply."""
+    """One method of one path.
+
+    inference: it makes or counts tokens, so all limits apply; counted: it is one of the requests of a minute.
+    """
 
     method: str
     path: str
     role: Role | None
     inference: bool = False
+    counted: bool = False
     pattern: Pattern[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -32,7 +36,7 @@ class Rule:
 
 
 def _inference(path: str) -> Rule:
-    return Rule("POST", path, Role.USER, inference=True)
+    return Rule("POST", path, Role.USER, inference=True, counted=True)
 
 
 HTTP_RULES: tuple[Rule, ...] = (
@@ -71,9 +75,9 @@ HTTP_RULES: tuple[Rule, ...] = (
     _inference("/v1/messages"),
     _inference("/v1/responses/input_tokens"),
     _inference("/v1/responses/compact"),
-    Rule("GET", "/v1/responses/{response_id}", Role.USER),
-    Rule("DELETE", "/v1/responses/{response_id}", Role.USER),
-    Rule("GET", "/v1/responses/{response_id}/input_items", Role.USER),
+    Rule("GET", "/v1/responses/{response_id}", Role.USER, counted=True),
+    Rule("DELETE", "/v1/responses/{response_id}", Role.USER, counted=True),
+    Rule("GET", "/v1/responses/{response_id}/input_items", Role.USER, counted=True),
     _inference("/v1/messages/count_tokens"),
 )
 

@@ -66,19 +66,25 @@ def open_access(
 def protect_front_door(config: Config, neighbours: Iterable[str] = ()) -> tuple[Guard, str]:
     """What stands before the launcher's own port, and the line that says so.
 
-    It lets in or refuses, and counts nothing: rank 0, which gets each request with its credential and with the
-    client's address in X-Forwarded-For, does that.  What is refused here rank 0 does not hear of, so it is
-    written into a file beside the audit log.  Raises what `open_access` raises.
+    It counts only what is answered here: rank 0 gets any other request with its credential and with the
+    client's address in X-Forwarded-For, and counts it.  What is answered or refused here rank 0 does not hear
+    of, so it is written into a file beside the audit log.  Raises what `open_access` raises.
     """
     access = open_access(config.access, [config.api_gateway.host], neighbours)
     audit = open_audit(config.access.audit, FRONT_DOOR_SUFFIX)
     guard = Guard(
         access.policy,
-        audit=audit,
+        _limiter(config),
+        audit,
         only_refusals=True,
         pages=_pages(config, [config.api_gateway.host]),
     )
     return guard, access.notice
+
+
+def _limiter(config: Config) -> Limiter:
+    share = config.access.queue_share * config.api_gateway.max_concurrent_requests
+    return Limiter(config.access.limits, max(1, int(share)))
 
 
 def _pages(config: Config, listening: Iterable[str]) -> Pages:
@@ -105,7 +111,6 @@ def protect(config: Config, listening: Iterable[str], neighbours: Iterable[str] 
     settings, listening = config.access, tuple(listening)
     access = open_access(settings, listening, neighbours)
     policy = access.policy
-    places = max(1, int(settings.queue_share * config.api_gateway.max_concurrent_requests))
     verifier = None
     if not policy.open:
         verifier = Verifier(read_secret(Path(settings.cluster_secret_file)))
@@ -114,7 +119,7 @@ def protect(config: Config, listening: Iterable[str], neighbours: Iterable[str] 
     return Protection(
         Guard(
             policy,
-            Limiter(settings.limits, places),
+            _limiter(config),
             audit,
             pages=pages,
             supervised=config.launcher.supervised or settings.front_door is not None,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -15,12 +18,13 @@ from server.api.wire import json_response
 PAGE = 100  # input items, at most, as OpenAI has it
 
 
-def stored_routes() -> list[Route]:
+def stored_routes(middleware: Sequence[Middleware] = ()) -> list[Route]:
     """For an application whose state has the store as `responses`."""
+    path = "/v1/responses/{response_id}"
     return [
-        Route("/v1/responses/{response_id}", show_response, methods=["GET"]),
-        Route("/v1/responses/{response_id}", delete_response, methods=["DELETE"]),
-        Route("/v1/responses/{response_id}/input_items", list_input_items, methods=["GET"]),
+        Route(path, show_response, methods=["GET"], middleware=middleware),
+        Route(path, delete_response, methods=["DELETE"], middleware=middleware),
+        Route(f"{path}/input_items", list_input_items, methods=["GET"], middleware=middleware),
     ]
 
 

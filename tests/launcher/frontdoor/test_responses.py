@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from server.access.middleware import Guard
 from server.access.policy import AccessPolicy
+from server.access.principal import KeyLimits
 from server.access.store import KeyStore
 from server.api.app import create_app
 from server.api.responses import store
@@ -161,6 +162,41 @@ async def test_each_key_has_its_own(tmp_path: Path) -> None:
     shown = [line for line in lines if line["route"] == f"{PATH}/{{response_id}}"]
     assert [line["status"] for line in shown] == [200, 404, 401]
     assert shown[0]["key"] == keys[0][5:17]
+
+
+async def test_what_is_done_with_stored_ones_is_limited_for_each_key(tmp_path: Path) -> None:
+    """Here, where it is answered; and what is counted at rank 0 is not counted here."""
+    keys_file = tmp_path / "keys.json"
+    key, other = add_key(keys_file, limits=KeyLimits(requests_per_minute=2)), add_key(keys_file)
+    rank0 = Rank0()
+    guard = Guard(AccessPolicy(KeyStore(keys_file)))
+    async with (
+        opened("access.enabled=true", f"access.keys_file={keys_file}") as door,
+        client_of(door) as client,
+    ):
+        door.leader_changed(
+            await rank0.start(make_app=lambda service: create_app(service, guard=guard))
+        )
+        headers = {"authorization": f"Bearer {key}"}
+        made = [await made_by(client, FIRST, **headers) for _ in range(3)]
+        path = f"{PATH}/{made[0]['id']}"
+        answers = [
+            await client.request(method, made_path, headers=headers)
+            for method, made_path in (
+                ("GET", f"{path}/input_items"),
+                ("DELETE", path),
+                ("GET", path),
+                ("DELETE", path),
+            )
+        ]
+        assert [answer.status_code for answer in answers] == [200, 200, 429, 429]
+        left = [answer.headers["x-ratelimit-remaining-requests"] for answer in answers]
+        assert left == ["1", "0", "0", "0"]
+        assert answers[-1].headers["retry-after"]
+        assert (await client.get(path, headers={"x-api-key": other})).status_code == 404
+        assert "x-ratelimit-limit-requests" not in (await client.get("/ready")).headers
+        await made_by(client, FIRST, **headers)
+        await rank0.stop()
 
 
 async def test_clients_tell_rank_0_nothing_of_what_was_kept() -> None:

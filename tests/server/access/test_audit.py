@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import EngineFault
-from server.access.middleware import Guard
+from server.access.principal import KeyLimits
 from tests.server.access.apps import rank_0_app
 from tests.server.access.helpers import add_key
 from tests.server.access.rank0 import CHAT, Rank0
@@ -74,20 +74,22 @@ async def test_a_client_that_leaves_is_in_the_audit_log_with_what_it_used(path: 
     assert all(usage.sequences == 0 for usage in rank_0.guard.limiter._usage.values())
 
 
-async def test_a_front_door_writes_down_what_it_refuses_or_answers_itself(path: Path) -> None:
+async def test_a_front_door_counts_and_writes_down_what_it_answers_itself(path: Path) -> None:
     rank_0 = Rank0(path)
-    guard = Guard(rank_0.guard.policy, audit=rank_0.guard.audit, only_refusals=True)
-    guard = replace(guard, answered=frozenset(["/v1/responses/{response_id}"]))
+    answered = frozenset(["/v1/responses/{response_id}"])
+    guard = replace(rank_0.guard, only_refusals=True, answered=answered)
     rank_0.app = rank_0_app(guard, rank_0.engine)
-    async with rank_0.client(add_key(path)) as client:
+    async with rank_0.client(add_key(path, limits=KeyLimits(requests_per_minute=1))) as client:
         await client.post("/v1/chat/completions", json=CHAT)
         await client.post("/v1/chat/completions", json={})
         await client.post("/admin/models/switch", json={})
         await client.get("/v1/responses/resp_1")
+        await client.delete("/v1/responses/resp_1")
     written = [(entry["route"], entry["status"], entry["code"]) for entry in rank_0.audit()]
     assert written == [
         ("/admin/models/switch", 403, "insufficient_role"),
         ("/v1/responses/{response_id}", 404, None),
+        ("/v1/responses/{response_id}", 429, "rate_limit_exceeded"),
     ]
 
 

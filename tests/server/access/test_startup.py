@@ -78,14 +78,20 @@ def test_keys_without_the_secret_of_the_cluster(tmp_path: Path) -> None:
         protect(config(tmp_path), OFFICE)
 
 
-def test_the_front_door_asks_as_rank_0_does_and_counts_nothing(tmp_path: Path) -> None:
+def test_the_front_door_asks_as_rank_0_does_and_counts_what_is_answered_there(
+    tmp_path: Path,
+) -> None:
     with pytest.raises(AccessError, match=r"Others can reach 0\.0\.0\.0"):
         protect_front_door(config(tmp_path, "api_gateway.host=0.0.0.0"))
     add_key(tmp_path / "keys.json")
     audit = f"access.audit.file={tmp_path / 'audit'}"
     guard, notice = protect_front_door(config(tmp_path, "api_gateway.host=0.0.0.0", audit))
     assert not guard.policy.open
-    assert (guard.limiter, guard.only_refusals) == (None, True)
+    assert guard.limiter is not None
+    assert (guard.only_refusals, guard.answered) == (
+        True,
+        frozenset(),
+    )  # which the front door adds to
     assert (tmp_path / "audit.front-door").exists()
     assert "1 valid keys" in notice
 
