@@ -138,6 +138,13 @@ class Gate:
                         tokens=exchange.tokens,
                     )
                     self._judge(case, interruption)
+                    if case.trials.pause:
+                        log.warning(
+                            "the engine is watched without a request",
+                            request_id=asked.scope["state"]["request_id"],
+                            faults=case.trials.faults,
+                            seconds=round(case.trials.pause, 1),
+                        )
             if exchange.ended:
                 return
             if (exchange.tokens, exchange.delivered) != before:

@@ -17,7 +17,9 @@ class Turns:
         self._changed = asyncio.Event()
 
     def is_due(self, case: Case, leader: LeaderAddress) -> bool:
-        return self._suspects.may_start(case, leader)
+        now = _now()
+        self._suspects.meet(case, leader, now)
+        return self._suspects.may_start(case, leader, now)
 
     async def wait(self, case: Case, leader: LeaderAddress) -> bool:
         """Until `leader` may be asked for it, which begins an attempt; False once somebody else leads."""
@@ -25,11 +27,14 @@ class Turns:
         try:
             while self._leadership.address == leader:
                 if self.is_due(case, leader):
-                    self._suspects.start(case, leader)
+                    self._suspects.start(case, leader, _now())
                     return True
                 changed = asyncio.create_task(self._changed.wait())
+                pause = self._suspects.pause(case, _now()) or None
                 try:
-                    await asyncio.wait({lost, changed}, return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(
+                        {lost, changed}, timeout=pause, return_when=asyncio.FIRST_COMPLETED
+                    )
                 finally:
                     changed.cancel()
             return False
@@ -43,7 +48,7 @@ class Turns:
 
     def end(self, case: Case, *, fault: bool) -> Verdict:
         """An attempt was interrupted."""
-        verdict = self._suspects.end(case, fault=fault)
+        verdict = self._suspects.end(case, _now(), fault=fault)
         self._tell()
         return verdict
 
@@ -55,3 +60,7 @@ class Turns:
     def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
