@@ -84,7 +84,9 @@ async def scrape(client: httpx.AsyncClient) -> None:
     """What a Prometheus and a dashboard ask for, until cancelled."""
     while True:
         for path in ("/metrics", "/v1/cluster/logs?lines=100"):
-            (await client.get(path)).raise_for_status()
+            answer = await client.get(path)
+            if answer.is_error:
+                raise ServerFailed(f"{path}: {answer.status_code} {answer.text[:200]}")
         await asyncio.sleep(SCRAPE_S)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 import httpx
@@ -20,6 +19,7 @@ from launcher.door import LeaderAddress
 from launcher.frontdoor.events import LauncherEvents
 from launcher.frontdoor.gate import Gate, GateLimits
 from launcher.frontdoor.leadership import Backoff, Leadership
+from launcher.frontdoor.passing import Passing
 from launcher.frontdoor.status import StatusRoutes
 from launcher.frontdoor.upstream import Upstream
 from pipeline.errors import PipelineError
@@ -29,7 +29,7 @@ from server.access.pages import LOOKED_AT
 from server.access.roles import RouteTable
 from server.access.startup import protect_front_door
 from server.api.body import BodyReader
-from server.api.errors import ApiError, NotReady, respond
+from server.api.errors import ApiError, respond
 from server.api.outer import guarded, outermost
 from server.dashboard import dashboard_routes
 from server.node.forward import Forwarder, ForwardLimits
@@ -39,6 +39,7 @@ from server.tls.gateway import GatewayTls, gateway_tls
 
 HANDLED = (ApiError, Refusal, PipelineError, HTTPException, ClientDisconnect, Exception)
 
+PATIENCE_S = 15.0  # for somebody to lead, of requests that make no tokens
 SPARE_CONNECTIONS = 64  # to rank 0, for requests that make no tokens
 
 log = structlog.get_logger(__name__)
@@ -72,10 +73,11 @@ class FrontDoor:
         self._tls = launcher_tls(config.tls)
         self._upstream = Upstream(self._forward_limits, self._tls)
         self._leadership = Leadership()
+        bodies = BodyReader(gateway.max_body_bytes)
         self.gate = Gate(
             self._leadership,
             self._upstream,
-            BodyReader(gateway.max_body_bytes),
+            bodies,
             GateLimits(
                 timeout=gateway.timeout,
                 waiting=gateway.max_concurrent_requests,
@@ -84,11 +86,16 @@ class FrontDoor:
             ),
             switch_model,
         )
+        self.passing = Passing(
+            self._leadership,
+            bodies,
+            gateway.max_concurrent_requests,
+            min(PATIENCE_S, gateway.timeout),
+            self._backoff,
+        )
         self._status = StatusRoutes(self._leadership, self._ask_leader, status)
         self._events = None if document is None else self._events_of(document)
         self._rules = RouteTable()
-        self._forwarder: Forwarder | None = None
-        self._closing: set[asyncio.Task[None]] = set()
         self._servers: HttpServers | None = None
         self._gateway_tls: GatewayTls | None = None
         self._watch: asyncio.Task[object] | None = None
@@ -139,10 +146,7 @@ class FrontDoor:
             self._events.end()
         if self._servers is not None:
             await self._servers.stop(int(grace))
-        self._replace_forwarder(None)
-        with suppress(asyncio.TimeoutError):
-            closing = asyncio.gather(*self._closing, return_exceptions=True)
-            await asyncio.wait_for(closing, max(1.0, grace))
+        await self.passing.close(max(1.0, grace))
         await self._upstream.close()
         if self._events is not None:
             await self._events.close()
@@ -152,7 +156,7 @@ class FrontDoor:
     ) -> None:
         """See launcher.door.Door."""
         if address != self._leadership.address:
-            self._replace_forwarder(None if address is None else self._forwarder_to(address))
+            self.passing.use(None if address is None else self._forwarder_to(address))
         self._leadership.change(address, reason, permanent)
         self._tell()
 
@@ -179,24 +183,19 @@ class FrontDoor:
             self._events.changed()
 
     def _events_of(self, document: Callable[[], dict[str, object]]) -> LauncherEvents:
+        upstream = Upstream(self._forward_limits, self._tls)
+        return LauncherEvents(document, self._leadership, upstream, self._backoff)
+
+    def _backoff(self) -> Backoff:
         network = self._config.network
-        return LauncherEvents(
-            document,
-            self._leadership,
-            Upstream(self._forward_limits, self._tls),
-            lambda: Backoff(network.retry_initial, network.retry_max),
-        )
+        return Backoff(network.retry_initial, network.retry_max)
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Anything that is not answered here."""
         if scope["type"] == "http":
             rule = self._rules.find(scope["method"], scope["path"])
-            if rule is not None and rule.inference:
-                await self.gate(scope, receive, send)
-                return
-            if self._forwarder is None:
-                raise NotReady(f"Nothing can be served: {self._leadership.reason}.")
-            await self._forwarder(scope, receive, send)
+            inference = rule is not None and rule.inference
+            await (self.gate if inference else self.passing)(scope, receive, send)
         else:
             await send({"type": "websocket.close", "code": 1000})
 
@@ -214,13 +213,6 @@ class FrontDoor:
         return Forwarder(
             url, self._forward_limits, self._upstream.tls_of(leader.node), withheld=LOOKED_AT
         )
-
-    def _replace_forwarder(self, new: Forwarder | None) -> None:
-        old, self._forwarder = self._forwarder, new
-        if old is not None:
-            task = asyncio.get_running_loop().create_task(old.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
 
     async def _ask_leader(self, path: str, headers: dict[str, str]) -> httpx.Response | None:
         """A short answer of rank 0; None if it gives none."""

@@ -17,12 +17,14 @@ class Leadership:
     address: LeaderAddress | None = None
     reason: str = "the cluster is starting"
     permanent: bool = False
+    had_one: bool = False  # somebody has led
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def change(self, address: LeaderAddress | None, reason: str, permanent: bool) -> None:
         """See launcher.door.Door.leader_changed."""
         self.address, self.permanent = address, permanent and address is None
         self.reason = reason or "no rank leads"
+        self.had_one = self.had_one or address is not None
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 

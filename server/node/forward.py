@@ -75,6 +75,10 @@ def forward_app(
     return node_app([Mount("/", app=forwarder)], lifespan)
 
 
+class Unanswered(NotReady):
+    """Rank 0 has not answered, and may have got the request."""
+
+
 class Forwarder:
     """An ASGI application; below it must be RequestIdMiddleware, and `close` ends its use."""
 
@@ -104,9 +108,7 @@ class Forwarder:
         try:
             self._check_place()
             # Rank 0 is asked once the whole body is here: a slow client holds no place and no connection.
-            body = await self._body(Headers(scope=scope), receive)
-            with self._place():
-                await self._forward(scope, body, receive, send)
+            await self.forward(scope, await body_of(self._bodies, scope, receive), receive, send)
         except ApiError as error:
             refusal = await respond(Request(scope), error)
             await refusal(scope, receive, send)
@@ -127,20 +129,17 @@ class Forwarder:
         finally:
             self._under_way -= 1
 
-    async def _body(self, headers: Headers, receive: Receive) -> bytes | None:
-        """The whole body; None where there is none, not even an empty one."""
-        if "content-length" in headers or "transfer-encoding" in headers:
-            return await self._bodies.read(headers, receive)
-        return None
+    async def forward(self, scope: Scope, body: bytes | None, receive: Receive, send: Send) -> None:
+        """Pass on a request of which all is here.
 
-    async def _forward(
-        self, scope: Scope, body: bytes | None, receive: Receive, send: Send
-    ) -> None:
-        response = await unless_disconnected(receive, self._ask(scope, body))
-        try:
-            await unless_disconnected(receive, relay(response, send))
-        finally:
-            await response.aclose()
+        Raises ClientDisconnect; and before anything is sent Unanswered, Overloaded and InvalidRequest.
+        """
+        with self._place():
+            response = await unless_disconnected(receive, self._ask(scope, body))
+            try:
+                await unless_disconnected(receive, relay(response, send))
+            finally:
+                await response.aclose()
 
     async def _ask(self, scope: Scope, body: bytes | None) -> httpx.Response:
         """Rank 0's response with its body still to come."""
@@ -154,7 +153,7 @@ class Forwarder:
             log.warning("rank 0 unreachable", error=repr(error))
             address = f"{self._upstream.host}:{self._upstream.port}"
             reason = type(error).__name__
-            raise NotReady(f"Rank 0 at {address} does not answer ({reason}).") from error
+            raise Unanswered(f"Rank 0 at {address} does not answer ({reason}).") from error
 
     def _request(self, scope: Scope, body: bytes | None) -> httpx.Request:
         target: bytes = scope["raw_path"]
@@ -174,6 +173,14 @@ class Forwarder:
             content=body,
             extensions=self._extensions,
         )
+
+
+async def body_of(bodies: BodyReader, scope: Scope, receive: Receive) -> bytes | None:
+    """The whole body; None where there is none, not even an empty one."""
+    headers = Headers(scope=scope)
+    if "content-length" in headers or "transfer-encoding" in headers:
+        return await bodies.read(headers, receive)
+    return None
 
 
 def new_client(

@@ -6,11 +6,14 @@ import asyncio
 import random
 
 import pytest
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.types import Receive, Scope, Send
 
-from launcher.door import Door
+from launcher.door import Door, LeaderAddress
+from server.node.serve import Listener, start_servers
 from tests.launcher.frontdoor.doors import DEADLINE_S, client_of, opened, soon
 from tests.launcher.frontdoor.rank0 import Rank0, Steered
 from tests.launcher.frontdoor.test_restart import CHAT, SEEDED, at, expected, first_chunk, text_of
@@ -164,6 +167,53 @@ async def test_other_requests_are_passed_on() -> None:
         assert (await client.get("/v1/models")).json()["data"][0]["id"] == "tiny"
         assert (await client.get("/nowhere")).status_code == 404
         assert (await client.post("/tokenize", json={"prompt": "hi"})).status_code == 200
+        await rank0.stop()
+
+
+async def test_what_only_asks_waits_out_a_failover() -> None:
+    """Whether it came when nobody led, or its rank 0 went away over it, by its end or without a word."""
+    reached, second = asyncio.Event(), Rank0()
+
+    async def silence(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        reached.set()
+        await asyncio.Event().wait()
+
+    silent = Starlette(routes=[Mount("/", app=silence)])
+    servers = await start_servers([Listener("inference", silent, "127.0.0.1", 0)])
+    async with opened() as door, client_of(door) as client:
+        door.leader_changed(LeaderAddress(*servers.addresses["inference"], 1))
+        asked = asyncio.create_task(client.get("/v1/models"))
+        await asyncio.wait_for(reached.wait(), DEADLINE_S)
+        reached.clear()
+        deleted = asyncio.create_task(client.delete("/v1/requests/x"))
+        await asyncio.wait_for(reached.wait(), DEADLINE_S)
+        door.leader_changed(None, "its host has no power")
+        refused = await asyncio.wait_for(deleted, DEADLINE_S)  # it may have had its effect
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "not_ready")
+        late = asyncio.create_task(client.get("/v1/models"))
+        await soon(lambda: door.passing.waiting == 2)
+        door.leader_changed(await second.start(2))
+        for answer in await asyncio.wait_for(asyncio.gather(asked, late), DEADLINE_S):
+            assert answer.json()["data"][0]["id"] == "tiny"
+        await second.stop()
+    await servers.stop(0)
+
+
+async def test_what_only_asks_does_not_wait_for_long() -> None:
+    rank0 = Rank0()
+    async with (
+        opened("api_gateway.timeout=0.05", "api_gateway.max_concurrent_requests=1") as door,
+        client_of(door) as client,
+    ):
+        door.leader_changed(await rank0.start())
+        door.leader_changed(None, "a rank has died")
+        answer = await client.get("/v1/models")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "not_ready")
+        assert "a rank has died" in answer.json()["error"]["message"]
+        assert door.passing.waiting == 0
+        door.leader_changed(None, "no node has the memory", permanent=True)
+        assert "no node has" in (await client.get("/v1/models")).json()["error"]["message"]
         await rank0.stop()
 
 
