@@ -28,6 +28,7 @@ from server.observe.feed import EventFeed
 
 PATH = "/v1/cluster/events"
 PING_S = 15
+CLOSING_S = 1.0  # for the connections of those who have left
 SILENCE_S = 8.0  # of rank 0, which has something to say every second
 LONG_S = 3600.0  # nothing depends on it: whatever is waited for wakes
 
@@ -45,6 +46,7 @@ class LauncherEvents:
         """`status`: the document, made once for all viewers; `upstream`: for viewers alone, and closed here."""
         self._feed = EventFeed(lambda: _event("launcher", to_json(status())))
         self._leadership, self._upstream, self._backoff = leadership, upstream, backoff
+        self._ending: set[asyncio.Task[None]] = set()  # of viewers that have left
 
     def changed(self) -> None:
         """Something of the status has; what is changed in the same turn of the event loop is shown with it."""
@@ -55,6 +57,8 @@ class LauncherEvents:
         self._feed.close()
 
     async def close(self) -> None:
+        if self._ending:
+            await asyncio.wait(self._ending, timeout=CLOSING_S)
         await self._upstream.close()
 
     def routes(self) -> list[Route]:
@@ -77,9 +81,12 @@ class LauncherEvents:
                 if task.done():
                     task.result()  # what broke it
         finally:
+            # Not waited for: whoever ends this generator goes on cancelling it, and with it those it waits for
+            # while they close their connections to rank 0, which then stay.
             for task in tasks:
+                self._ending.add(task)
+                task.add_done_callback(self._ending.discard)
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _own(self, latest: _Latest) -> None:
         async with aclosing(self._feed.watch()) as events:

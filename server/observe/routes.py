@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request
@@ -47,9 +47,10 @@ def events_route(feed: EventFeed) -> Route:
 
 
 async def _events(feed: EventFeed) -> AsyncGenerator[bytes, None]:
-    async with aclosing(feed.watch()) as pictures:
-        async for picture in pictures:
-            yield b"data: " + picture + b"\n\n"
+    with suppress(Overloaded):  # the last place was taken since there was room
+        async with aclosing(feed.watch()) as pictures:
+            async for picture in pictures:
+                yield b"data: " + picture + b"\n\n"
 
 
 def timeline_route(record: Callable[[float], Awaitable[Recording]], epoch: int) -> Route:

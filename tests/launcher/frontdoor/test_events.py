@@ -176,6 +176,20 @@ async def test_a_leader_that_says_nothing_is_given_up(monkeypatch: pytest.Monkey
         await leader.end()
 
 
+async def test_who_leaves_leaves_no_connection_to_rank_0() -> None:
+    leader = Leader("mini1")
+    async with opened(document=dict) as door:
+        door.leader_changed(await leader.start())
+        assert leader.servers is not None
+        [server] = leader.servers._servers
+        for _ in range(3):
+            async with watching(door) as one, watching(door) as other:
+                await one.until(shows("mini1"))
+                await other.until(shows("mini1"))
+            await soon(lambda: not server.server_state.connections)
+        await leader.end()
+
+
 async def test_streams_end_with_the_front_door() -> None:
     async with opened(document=dict) as door, watching(door) as viewer:
         await viewer.next()

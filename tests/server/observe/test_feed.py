@@ -9,6 +9,7 @@ import pytest
 
 from server.api.errors import Overloaded
 from server.observe import feed as feeds
+from server.observe import routes
 from server.observe.feed import EventFeed
 
 pytestmark = pytest.mark.anyio
@@ -83,3 +84,12 @@ async def test_viewers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         feed.check_room()
     await viewer.aclose()
     feed.check_room()
+
+
+async def test_who_finds_the_last_place_taken_gets_a_stream_without_events(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It was free when the answer began."""
+    monkeypatch.setattr(feeds, "MAX_VIEWERS", 0)
+    stream = routes._events(EventFeed(lambda: b"{}"))
+    assert [event async for event in stream] == []
