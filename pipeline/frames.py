@@ -10,6 +10,8 @@ big-endian length and a msgpack map whose "type" names the record.
     Ready(k)  the tensors are there          posts recv, computes
     tensors ------------------------------>
     ...                                      the last rank answers rank 0 with Result(k)
+
+Small tensors are in Ready itself (pipeline/parcel.py): the graph is built on blanks, and nothing is received.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from pipeline.errors import FrameError
 from pipeline.request import Count, SamplingParams, TokenId, TokenLogprobs
 from pipeline.split import TensorSpec
 
-PROTOCOL = 6
+PROTOCOL = 7
 MAX_FRAME_BYTES = 64 << 20
 """A frame holds at most one prompt, 5 bytes a token: this is room for millions of tokens."""
 
@@ -112,11 +114,12 @@ class Step(Record, frozen=True, tag="step", tag_field="type"):
 
 
 class Ready(Record, frozen=True, tag="ready", tag_field="type"):
-    """The tensors of a step are computed and follow at once."""
+    """The tensors of a step are computed, and follow at once if they are not in here."""
 
     step: Count
     seconds: tuple[Seconds, ...] = ()  # of each stage so far, once for each loop
     memory: Part = 0.0  # used of its share, by the fullest of these stages
+    parcel: bytes = b""  # small tensors
 
 
 class Result(Record, frozen=True, tag="result", tag_field="type"):

@@ -275,6 +275,7 @@ class Rank:
             network.activation_format,
             placement.memory_bytes,
             network.early_receive,
+            blueprint.lazy,
         )
         kv_tokens = self._agree_on_loaded(
             ring, kv_capacity(self.config, placement, self.parameter_bytes)

@@ -18,6 +18,7 @@ from pipeline.errors import EngineFault, FrameError
 from pipeline.frames import Decode, Frame, Goodbye, Prefill, Ready, Result, Step
 from pipeline.link import Links
 from pipeline.observer import StageObserver
+from pipeline.parcel import Blank, fits, unwrapped, wrapped
 from pipeline.ring import Ring, evaluate
 from pipeline.sampler import Sampler
 from pipeline.sequences import Caches, StageSequences, states
@@ -32,6 +33,7 @@ from pipeline.split import (
     unpack,
 )
 from pipeline.timeline import Activity, Timeline
+from pipeline.worker_stats import WorkerStats
 
 log = structlog.get_logger()
 
@@ -43,20 +45,12 @@ CLEAR_STEPS = 256
 """Steps between two releases of MLX's free buffers, which joins and leaves leave behind in odd sizes."""
 
 
-@dataclass
-class WorkerStats:
-    """Counters for health and status; written by the engine thread, read by others."""
+@dataclass(frozen=True)
+class _Expected:
+    """Tensors of the previous stage that a graph is built on before they are there."""
 
-    steps: int = 0
-    last_step: float | None = None  # time.monotonic()
-    hung_at: float | None = None  # time.monotonic() by when what it does has to end; None: idle
-    compute_seconds: float = 0.0
-    wait_seconds: float = 0.0  # for the previous stage
-    transfer_seconds: float = 0.0  # until the next stage had taken what was sent
-    sent_bytes: int = 0  # of hidden states
-    sequences: int = 0  # that run; not those retained for later prompts
-    cache_bytes: int = 0
-    peak_memory: int = 0  # bytes that MLX held at most, loading included
+    arrays: list[mx.array]
+    blank: Blank | None = None  # in which they will be written; None: the ring brings them
 
 
 class Worker:
@@ -76,12 +70,14 @@ class Worker:
         activations: ActivationFormat = "native",
         memory_bytes: int = 0,
         early: bool = False,
+        parcels: bool = False,
     ) -> None:
         """`sampler`: on the last rank only.  `step_timeout`: seconds that each stage may take for a step.
 
         `activations`: how this stage's output travels.  `memory_bytes`: this rank's share, which it is to keep
         to; 0: as much as it wants.  `early`: post receives, and begin a step, when its input is announced, not
         only when it is there.  That hides the time to get work to a GPU, and costs a spinning core meanwhile.
+        `parcels`: let small hidden states travel in frames, unless `early`; the model must be lazy.
         """
         self._stage, self._loops = stage, loops
         self._ring, self._links = ring, links
@@ -89,7 +85,7 @@ class Worker:
         self._timeout = step_timeout
         self._activations = activations
         self.memory_bytes = memory_bytes
-        self._early = early
+        self._early, self._parcels = early, parcels and not early
         self._next = (ring.rank + 1) % ring.size
         self._previous = (ring.rank - 1) % ring.size
         self.sequences = StageSequences(stage.make_cache)
@@ -196,7 +192,7 @@ class Worker:
             self.sequences.advance(work.sequences, lengths)
         inputs: mx.array | Message = tokens
         if expected is not None:
-            inputs = unflatten(tokens, *unpack(step.tensors, expected))
+            inputs = unflatten(tokens, *unpack(step.tensors, expected.arrays))
         output = self._stage(inputs, caches, step.loop)
         loop = step.loop
         if self._ring.size == 1:
@@ -206,7 +202,9 @@ class Worker:
         if isinstance(work, Prefill) and len(work.sequences) > 1:
             caches = self.sequences.part(work.sequences, caches)
         settle = self._must_settle(work)
-        also = [*(expected or []), *(states(caches) if settle else [])]
+        also = states(caches) if settle else []
+        if expected is not None and expected.blank is None:
+            also = [*expected.arrays, *also]  # what nothing depends on is to be received, too
         if isinstance(output, Message):
             self._hand_on(step, output, expected, also)
             return None
@@ -229,20 +227,28 @@ class Worker:
         self._unsettled[work.group] = steps % SETTLE_STEPS
         return steps == SETTLE_STEPS
 
-    def _expect(self, step: Step) -> list[mx.array] | None:
+    def _expect(self, step: Step) -> _Expected | None:
         """The previous stage's tensors, not yet arriving; None where the step begins."""
         if self._ring.rank == 0 and step.loop == 0:
             return None
-        return self._ring.expect(step.tensors, self._previous)
+        if self._parcels and fits(step.tensors):
+            blank = Blank(step.tensors)
+            return _Expected(blank.arrays, blank)
+        return _Expected(self._ring.expect(step.tensors, self._previous))
 
     def _hand_on(
-        self, step: Step, output: Message, expected: list[mx.array] | None, also: list[Any]
+        self, step: Step, output: Message, expected: _Expected | None, also: list[Any]
     ) -> None:
         """Announce, compute, send.  The announcement goes first so that the next rank prepares meanwhile."""
         outbound = self._require_links().outbound
         specs, arrays = pack(*flatten(output), self._activations)
         outbound.send(self._announcement(step, specs), self._timeout)
-        before = self._evaluate(step, expected, arrays, also, send=True)
+        if self._parcels and fits(specs):
+            parcel = wrapped(arrays)
+            before = self._evaluate(step, expected, [parcel], also)
+            before = msgspec.structs.replace(before, parcel=unwrapped(parcel, specs))
+        else:
+            before = self._evaluate(step, expected, arrays, also, send=True)
         outbound.send(before, self._timeout)
         self.stats.sent_bytes += sum(array.nbytes for array in arrays)
 
@@ -256,7 +262,7 @@ class Worker:
         step: Step,
         work: Prefill | Decode,
         logits: mx.array,
-        expected: list[mx.array] | None,
+        expected: _Expected | None,
         also: list[Any],
     ) -> Result:
         if self._sampler is None:
@@ -285,7 +291,7 @@ class Worker:
     def _evaluate(
         self,
         step: Step,
-        expected: list[mx.array] | None,
+        expected: _Expected | None,
         outputs: list[mx.array],
         also: list[Any],
         send: bool = False,
@@ -299,7 +305,7 @@ class Worker:
         early = self._early and expected is not None
         if expected is not None:
             if early:
-                self._ring.post(expected)
+                self._ring.post(expected.arrays)
                 self._enqueue(step, outputs, also, send)
             before = self._await_input(step, expected, early)
         started = time.monotonic()
@@ -333,7 +339,7 @@ class Worker:
         mx.async_eval(outputs, also)  # type: ignore[no-untyped-call]
         return started
 
-    def _await_input(self, step: Step, expected: list[mx.array], posted: bool) -> Ready:
+    def _await_input(self, step: Step, expected: _Expected, posted: bool) -> Ready:
         """Wait for the previous stage's tensors; returns its Ready.
 
         `posted`: their receives have been; otherwise they are when Ready says that the tensors are there.
@@ -343,7 +349,7 @@ class Worker:
         patience = self._timeout * stages_before
         if posted:
             self.stats.hung_at = started + patience + self._timeout
-            evaluate(expected)
+            evaluate(expected.arrays)
         else:
             self.stats.hung_at = None  # the link has a deadline of its own
         frame: Frame = self._require_links().inbound.receive(patience)
@@ -352,8 +358,10 @@ class Worker:
         self.stats.hung_at = arrived + self._timeout
         if not isinstance(frame, Ready) or frame.step != step.id:
             raise FrameError(f"{frame!r} arrived where Ready of step {step.id} was expected")
-        if not posted:
-            self._ring.post(expected)
+        if expected.blank is not None:
+            expected.blank.fill(frame.parcel)
+        elif not posted:
+            self._ring.post(expected.arrays)
         return frame
 
     def _waited_since(self, started: float, step: Step) -> float:

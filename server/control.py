@@ -9,7 +9,7 @@ from config import Config
 from config.keys import format_key
 from pipeline.placement import Placement
 from pipeline.rank import Phase, Rank
-from pipeline.worker import WorkerStats
+from pipeline.worker_stats import WorkerStats
 from server.rpc.errors import BindError
 from server.rpc.records import (
     LEADER,

@@ -51,6 +51,7 @@ class Blueprint:
     `batchable`: whether mlx-lm can merge, extend, filter and extract the caches of this architecture,
     once each prompt has been prefilled by itself.  (Prefilled together with padding, recurrent layers of
     mlx-lm take the padding, or what was cut off by a chunk's end, into their state.)
+    `lazy`: whether a forward only builds a graph, so that what it computes with may come later.
     `calls`: the layer calls of one forward, `passes * num_layers` of them.
     `caches`: the kind of each cache of the whole model.
     `shared`: caches that more than one layer uses, with those layers.
@@ -63,6 +64,7 @@ class Blueprint:
     num_layers: int
     passes: int
     batchable: bool
+    lazy: bool
     calls: tuple[LayerCall, ...]
     caches: tuple[CacheKind, ...]
     shared: Mapping[int, frozenset[int]]

@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.models.cache import make_prompt_cache
 
 from pipeline.errors import UnsupportedModel
@@ -52,10 +53,11 @@ def probe(model: nn.Module) -> Blueprint:
     layers = list(model.layers)
     caches = make_prompt_cache(model)
     watch = Watch({id(cache): i for i, cache in enumerate(caches)})
-    with passed_through(adapter.opaque(model)):
+    opaque = adapter.opaque(model)
+    with passed_through(opaque):
         with observed(model, layers, watch):
             try:
-                calls = _forwards(model, caches, watch)
+                calls, lazy = _forwards(model, caches, watch)
             except REFUSALS as error:
                 raise UnsupportedModel(
                     f"mlx-lm can't run this variant of the architecture {name!r}: {error}"
@@ -74,6 +76,7 @@ def probe(model: nn.Module) -> Blueprint:
         num_layers=n,
         passes=passes,
         batchable=batchable,
+        lazy=lazy and not opaque,
         calls=tuple(calls),
         caches=tuple(kind_of(cache) for cache in caches),
         shared=shared,
@@ -82,18 +85,26 @@ def probe(model: nn.Module) -> Blueprint:
     )
 
 
-def _forwards(model: nn.Module, caches: list[Any], watch: Watch) -> list[LayerCall]:
-    """One prefill and one decode step; code may read other parameters in one than in the other."""
+def _forwards(model: nn.Module, caches: list[Any], watch: Watch) -> tuple[list[LayerCall], bool]:
+    """One prefill and one decode step; code may read other parameters in one than in the other.
+
+    Returns the calls, and whether no value of the input was looked at.
+    """
     orders: list[list[LayerCall]] = []
+    unread = True
     for length in (PREFILL, 1):
         watch.calls, watch.length = [], length
-        model(mx.zeros((BATCH, length), mx.int32), cache=caches)
+        before = mx.array(np.zeros((BATCH, length), np.int32))
+        tokens = before + 0
+        model(tokens, cache=caches)
+        np.array(before, copy=False)[:] = 1  # too late for what has been evaluated
+        unread = unread and bool(mx.all(tokens == 1))
         orders.append(watch.calls)
     if orders[0] != orders[1]:
         raise UnsupportedModel(
             f"The architecture {architecture_of(model)!r} calls its layers differently in prefill and decode."
         )
-    return orders[0]
+    return orders[0], unread
 
 
 def _count_passes(name: str, calls: list[LayerCall], num_layers: int) -> int:

@@ -195,3 +195,19 @@ def test_nothing_is_evaluated(architecture: str) -> None:
     small = 32 << 10  # bytes: offsets and masks; the parameters are several times that
     assert mx.get_peak_memory() - before < small
     assert sum(array.nbytes for _, array in tree_flatten(model.parameters())) > 2 * small
+
+
+class Looks(Plain):
+    """Looks at a value in decode steps."""
+
+    def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
+        logits = super().__call__(tokens, cache)
+        if tokens.shape[1] == 1:
+            mx.max(logits).item()
+        return logits
+
+
+def test_code_that_looks_at_values_is_not_lazy() -> None:
+    assert probe(Plain()).lazy
+    assert not probe(Looks()).lazy
+    assert not probe(Variant("dbrx").build()).lazy
