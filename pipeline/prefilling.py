@@ -18,7 +18,7 @@ from pipeline.limits import Limits, Sequence
 from pipeline.steps import PrefillBatch, PrefillChunk
 
 # Of caches, at most so much is copied for a step: so many of the largest chunks, and this share of the memory
-# for caches that no running sequence has reserved.
+# for caches that no running sequence has reserved and no kept one holds.
 COPIED_CHUNKS = 64
 COPIED_SHARE = 0.25
 
@@ -110,9 +110,9 @@ def _copied(rows: list[Sequence]) -> int:
     return len(rows) * max(row.prefilled for row in rows)
 
 
-def copied_at_most(limits: Limits, reserved: int) -> float:
-    """For `Room.copied`; `reserved`: tokens of running sequences."""
+def copied_at_most(limits: Limits, taken: int) -> float:
+    """For `Room.copied`; `taken`: tokens of running sequences, and of those that are kept."""
     most = COPIED_CHUNKS * limits.prefill_chunk
     if limits.kv_tokens is None:
         return most
-    return min(most, COPIED_SHARE * (limits.kv_tokens - reserved))
+    return min(most, COPIED_SHARE * (limits.kv_tokens - taken))

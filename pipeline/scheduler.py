@@ -358,7 +358,7 @@ class Scheduler:
     def _next_chunks(self) -> PrefillBatch:
         limits = self.limits
         padding = self.pacing.chunks.fixed_tokens() if limits.paddable else 0.0
-        copied = copied_at_most(limits, self._kv_tokens)
+        copied = copied_at_most(limits, self.kv_tokens)
         chunks, done = self._prefilling.take(
             Room(self._chunk_tokens(), limits.prefill_rows, padding, copied)
         )

@@ -7,6 +7,7 @@ import threading
 from functools import cache
 from typing import Any
 
+import msgspec
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
@@ -134,6 +135,66 @@ def test_short_rests_behind_a_prefix(architecture: str) -> None:
         assert asyncio.run(scenario(engine)) == alone
         assert engine.stats().prefixes.hits >= 4
     assert max(map(len, rows)) > 1
+
+
+def test_last_chunks_of_longer_prompts_go_with_short_ones() -> None:
+    lengths = (30, 5, 27, 9, 30, 3, 22, 5)
+    prompts = [tuple((7 * row + 5 * i * i) % 97 for i in range(n)) for row, n in enumerate(lengths)]
+    requests = [request(p, 6, params=SEEDED) for p in prompts]
+    with running(**settings("llama")) as (engine, _):
+        alone = asyncio.run(one_by_one(engine, requests))
+    with running(**settings("llama", prefill_chunk=8)) as (engine, worker):
+        rows = prefills(worker)
+        assert asyncio.run(together(engine, requests)) == alone
+        asyncio.run(drained(engine, worker))
+    assert max(map(len, rows)) > 1
+    assert max(len(step) * max(step) for step in rows) <= 8
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_oss"])
+def test_histories_beyond_the_window_and_unequal(architecture: str) -> None:
+    """Windows of 4 tokens; rows that hold 0, 20 and 32 tokens of a prefix."""
+    stem = tuple((7 * i * i + 3) % 90 for i in range(41))
+    kept = [request(stem[: held + 1], 3) for held in (20, 32)]
+    more = [
+        request((*stem[:held], 91 + row, 5, 8), 8, params=SEEDED)
+        for row, held in enumerate((0, 20, 32, 0, 20))
+    ]
+    with running(**settings(architecture)) as (engine, _):
+        alone = asyncio.run(one_by_one(engine, [*kept, *more]))
+    with running(**settings(architecture, prefix_tokens=10_000)) as (engine, worker):
+        starts: list[set[int]] = []
+        join = worker.sequences.join
+
+        def watched(sequences: Any, lengths: Any) -> Any:
+            starts.append({worker.sequences._tokens[sequence] for sequence in sequences})
+            return join(sequences, lengths)
+
+        worker.sequences.join = watched  # type: ignore[method-assign]
+        before = asyncio.run(one_by_one(engine, kept))
+        assert before + asyncio.run(together(engine, more)) == alone
+    assert starts == [{0, 20, 32}]
+
+
+def test_rows_are_preempted_between_two_joint_chunks() -> None:
+    """Memory has run short: the latest go, while others of their steps go on."""
+    requests = [request(p, 6, id=str(row), params=SEEDED) for row, p in enumerate(PROMPTS)]
+    with running(**settings("llama")) as (engine, _):
+        alone = asyncio.run(one_by_one(engine, requests))
+    with running(**settings("llama", prefill_chunk=24)) as (engine, worker):
+        rows = prefills(worker)
+        run = worker.run
+
+        def short_of_memory(step: Step) -> Result | None:
+            result = run(step)
+            full = len(rows) <= 2 and result is not None
+            return msgspec.structs.replace(result, memory=1.5) if full and result else result
+
+        worker.run = short_of_memory  # type: ignore[method-assign]
+        assert asyncio.run(together(engine, requests)) == alone
+        asyncio.run(drained(engine, worker))
+        assert [len(step) > 1 for step in rows[:2]] == [True, True]
+        assert engine.stats().memory.preempted > 0
 
 
 def test_one_of_several_is_cancelled_while_they_are_prefilled() -> None:

@@ -88,6 +88,22 @@ def test_little_is_copied_where_memory_is_short() -> None:
     assert copied_at_most(replace(limit, kv_tokens=None), 1000) == 64 * 128
 
 
+@pytest.mark.parametrize(("kv_tokens", "rows"), [(4000, [1, 1, 1]), (9000, [3])])
+def test_kept_sequences_leave_less_memory_for_copies(kv_tokens: int, rows: list[int]) -> None:
+    """Of 4,000, 978 are reserved and 924 kept: a quarter of the rest is less than two copies."""
+    stem, other = [i % 7 for i in range(320)], [i % 5 for i in range(600)]
+    driver = Driver(wide(64, prefix_tokens=2000, kv_tokens=kv_tokens))
+    for prompt in (stem, other):
+        driver.add(prompt, 3)
+        while driver.budget:
+            driver.turn()
+    before = len(plans_of(driver))
+    for own in range(3):
+        driver.add([*stem, own, own], 4)
+    driver.drain()
+    assert [len(batch.chunks) for batch in plans_of(driver)[before:]] == rows
+
+
 def test_turns_go_on_behind_those_that_were_taken() -> None:
     prefilling = queue(40, 5, 50, 6)
     turns = [taken(prefilling, 32) for _ in range(4)]
