@@ -21,6 +21,7 @@ class Group:
     members: list[int] = field(default_factory=list)
     moved_in: set[int] = field(default_factory=set)  # members whose caches are in another group
     in_flight: int | None = None  # step id
+    chunks: int = 0  # of prefill that went out since its last step
 
     @property
     def movable(self) -> list[int]:
@@ -65,10 +66,20 @@ class Groups:
                 return group
         return None
 
+    @property
+    def chunks_between(self) -> int:
+        """The most chunks of prefill that went out since the last step of a group."""
+        return max((group.chunks for group in self._active), default=0)
+
+    def note_chunk(self) -> None:
+        """A chunk of prefill goes out."""
+        for group in self._groups.values():
+            group.chunks += 1
+
     def send(self, group: Group, step: int) -> None:
         """The group's next step goes out."""
         self._groups[group.id] = self._groups.pop(group.id)
-        group.in_flight = step
+        group.in_flight, group.chunks = step, 0
         group.moved_in.clear()
 
     def land(self, group: int) -> None:

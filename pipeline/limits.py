@@ -48,9 +48,24 @@ class Limits:
         return 1 if self.loops > 1 else self.group_size
 
     @property
-    def window(self) -> int:
-        """Steps in flight: one in each stage and one on its way to each."""
+    def deep(self) -> int:
+        """Steps of a kind in flight: one in each stage and one on its way to each."""
         return 1 if self.loops > 1 else 2 * self.stages
+
+    @property
+    def chunks_between(self) -> int:
+        """Of prefill, the most that go out between two steps of a stream: so many that no stage waits.
+
+        While a step goes through the stages, the first one has time for one less than there are.
+        """
+        return max(1, self.stages - 1)
+
+    @property
+    def window(self) -> int:
+        """Steps in flight, of any kind: of each group one, chunks before that, and chunks behind it."""
+        return (
+            self.deep if self.stages == 1 or self.loops > 1 else self.deep + 2 * self.chunks_between
+        )
 
 
 @dataclass

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from pipeline.chunks import ChunkSizes
+from pipeline.chunks import ChunkSizes, Cost
 
 DECAY = 0.1  # weight of the newest observation in the running mean of its batch size
 SHARE_DECAY = 0.02  # weight of the newest step in what the stages' shares and v are taken from
@@ -45,6 +45,10 @@ MOST_PREFILL = 0.5  # of the decoding work: a long prompt passes, the streams st
 MIX_MEMORY = 2048  # decoded tokens after which what was prefilled beside them counts half
 CHUNK_MEMORY = 256  # tokens of prefill after which an observation counts half
 MARGIN = 0.8  # of the bound on inter-token time that is planned for; the rest is for noise
+MARGIN_OF_ONE = (
+    0.6  # the same with one stage: what one step takes longer, no other stage makes up for
+)
+OTHERS = 1.5  # rounds of decode steps that can go by between two steps of a stream, with chunks among them
 
 Line = tuple[float, float]  # seconds at batch size 0, and for each sequence more
 
@@ -93,7 +97,7 @@ class Pacing:
             0.0  # tokens, and seconds of the slowest stage: decaying sums
         )
         self._chunks = 0  # observed
-        self._chunk_tokens = self._chunk_seconds = 0.0  # decaying sums
+        self._chunk_tokens = self._chunk_attended = self._chunk_seconds = 0.0  # decaying sums
 
     # what was measured
 
@@ -263,48 +267,72 @@ class Pacing:
 
     # the size of a prefill chunk
 
-    def observe_prefill(self, tokens: int, seconds: tuple[float, ...]) -> None:
-        """A chunk of `tokens` took `seconds` in each stage.  The first of all is not counted: it compiles."""
+    def observe_prefill(
+        self, tokens: int, seconds: tuple[float, ...], attended: float = 0.0
+    ) -> None:
+        """A chunk of `tokens` took `seconds` in each stage.  The first of all is not counted: it compiles.
+
+        `attended`: pairs of tokens of which one attends to the other, as pipeline.chunks counts them.
+        """
         self._chunks += 1
         if self._chunks == 1:
             return
         self._prefill += max(seconds)
-        self.chunks.observe(tokens, max(seconds))
-        stall = sum(seconds) + max(seconds)
+        self.chunks.observe(tokens, max(seconds), attended)
+        stall = longest_stall(seconds)
         rate = self.stall_per_token
         if rate is not None:
-            stall = min(stall, OUTLIER * rate * tokens)
+            work = tokens + self.chunks.cost.attention * attended
+            stall = min(stall, OUTLIER * rate * work)
         weight = 0.5 ** (tokens / CHUNK_MEMORY)
         self._chunk_tokens = weight * self._chunk_tokens + tokens
+        self._chunk_attended = weight * self._chunk_attended + attended
         self._chunk_seconds = weight * self._chunk_seconds + stall
 
     @property
     def stall_per_token(self) -> float | None:
-        """Seconds by which each token of a chunk can delay a running stream; None: not measured yet.
-
-        A step may follow a chunk through every stage, after it has waited for another one in the first.
-        """
-        return self._chunk_seconds / self._chunk_tokens if self._chunk_tokens else None
+        """Seconds by which each token of a chunk can delay a stream, attention aside; None: not measured."""
+        if not self._chunk_tokens:
+            return None
+        attention = self.chunks.cost.attention
+        return self._chunk_seconds / (self._chunk_tokens + attention * self._chunk_attended)
 
     @property
     def decoding(self) -> float:
         """Seconds between two tokens of a sequence without prefill beside it; 0 before any fit."""
         return self._cycle(self.choice.sequences, self.choice.groups, prefill=0.0)
 
-    def chunk(self, bound: float, most: int) -> int:
+    def chunk(self, bound: float, most: int, start: int = 0) -> int:
         """Prompt tokens of the next chunk, up to `most`, that leave running streams a token in `bound` seconds.
 
-        What a token costs is measured with chunks of about this size, so that what each chunk costs beside its
-        tokens is in it: an estimate that is off corrects itself with the next chunk.
+        `start`: tokens before it.  What a token costs is measured with chunks of about this size, so that what
+        each chunk costs beside its tokens is in it: an estimate that is off corrects itself with the next one.
         """
         rate = self.stall_per_token
         if not rate:
             return min(most, SMALLEST_CHUNK)
-        tokens = max(0.0, MARGIN * bound - self.decoding) / rate
+        decoding = self.decoding
+        margin = MARGIN if self.stages > 1 else MARGIN_OF_ONE
+        left = min(margin * bound - decoding, bound - OTHERS * decoding)
+        work = max(0.0, left) / rate
+        tokens = Cost(0.0, 1.0, self.chunks.cost.attention).tokens(work, start)
         if tokens >= most:
             return most
         whole = int(tokens) // ALIGNED * ALIGNED if tokens > 4 * ALIGNED else int(tokens)
         return min(most, max(SMALLEST_CHUNK, whole))
+
+
+def longest_stall(seconds: tuple[float, ...]) -> float:
+    """By how much chunks that take `seconds` in each stage can delay a token of a running stream.
+
+    Between two steps of a stream goes one chunk less than there are stages (Limits.chunks_between).  At worst
+    the later step follows a chunk through all stages, in each of which others are in the way for as long as the
+    slowest one takes; or it follows the last of these chunks, which all came into an idle pipeline at once, and
+    which had to wait in the slowest stage for the others, for longer than they were in the first.
+    """
+    slowest, stages = max(seconds), len(seconds)
+    queued = max(0, stages - 2) * (slowest - seconds[0])
+    return max(stages * slowest, sum(seconds) + queued)
 
 
 def _smooth_max(a: float, b: float, power: float) -> float:

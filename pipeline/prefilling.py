@@ -11,9 +11,11 @@ that goes on from a very long prefix goes alone.  Pure.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
+from pipeline.chunks import Cost, pairs
 from pipeline.limits import Limits, Sequence
 from pipeline.steps import PrefillBatch, PrefillChunk
 
@@ -21,6 +23,11 @@ from pipeline.steps import PrefillBatch, PrefillChunk
 # for caches that no running sequence has reserved and no kept one holds.
 COPIED_CHUNKS = 64
 COPIED_SHARE = 0.25
+
+MANY = 8  # streams
+COMING_CHUNKS = (
+    4  # of the largest size: of the prompts that wait, so much counts for the size of chunks
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,9 @@ class Room:
     rows: int  # prompts
     padding: float  # tokens of padding for which another prompt may come along
     copied: float  # tokens in the caches of prompts that go together, the padding of these included
+    attention: float = (
+        0.0  # what a pair of tokens takes, of which one attends to the other, in tokens
+    )
 
 
 class Prefilling:
@@ -38,6 +48,7 @@ class Prefilling:
 
     def __init__(self) -> None:
         self._turns: deque[Sequence] = deque()
+        self._decodes = 0  # steps that went out since the last chunk, while one was due
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -49,6 +60,16 @@ class Prefilling:
     def tokens(self) -> int:
         """Still to be handed out."""
         return sum(sequence.to_prefill for sequence in self._turns)
+
+    @property
+    def first(self) -> Sequence:
+        """Whose turn it is.  Raises IndexError if there is nobody."""
+        return self._turns[0]
+
+    def work_beside_first(self, cost: Cost) -> float:
+        """Of all prompts here, what is done included, but not what is left of the first."""
+        every = sum(cost.work(s.copied, s.prompt - 1 - s.copied) for s in self._turns)
+        return every - cost.work(self.first.prefilled, self.first.to_prefill)
 
     def append(self, sequence: Sequence) -> None:
         """It has its turn after all others."""
@@ -64,11 +85,25 @@ class Prefilling:
             return True
         return limits.prefill_rows > 1 and self.tokens + tokens <= limits.prefill_chunk
 
+    def note_decode(self) -> None:
+        """A decode step goes out."""
+        self._decodes += bool(self._turns)
+
+    def worth_waiting(self, decoding: int, groups: int, fixed_tokens: float) -> bool:
+        """Whether the next chunk is held back, as others may come to share what its step costs beside tokens.
+
+        Beside many streams others come soon; and each of these has only its next step first.
+        """
+        if decoding < MANY or self._decodes >= groups:
+            return False
+        return self.tokens < fixed_tokens
+
     def take(self, room: Room) -> tuple[PrefillBatch, list[Sequence]]:
         """The next step's chunks, and the prompts that are handed out whole with them.
 
         Raises IndexError if there are none.
         """
+        self._decodes = 0
         rows = self._rows(room)
         chunks, done = [], []
         for sequence in rows:
@@ -85,17 +120,18 @@ class Prefilling:
     def _rows(self, room: Room) -> list[Sequence]:
         """Whose turn it is; if it ends with this step, then those that are to come along too."""
         first, *others = self._turns
-        rows, width = [first], first.to_prefill
-        if width > room.tokens or room.rows == 1:
+        rows = [first]
+        if first.to_prefill > room.tokens or room.rows == 1:
             return rows
+        work = _work([first], room.attention)
+        most = room.tokens + room.attention * pairs(first.prefilled, room.tokens)
         for other in sorted(others, key=lambda s: _distance(s, first)):
-            rest = other.to_prefill
-            wider, more = max(width, rest), len(rows) + 1
-            padding = more * wider - len(rows) * width - rest
-            fits = more * wider <= room.tokens and padding <= room.padding
-            if fits and _copied([*rows, other]) <= room.copied:
-                rows.append(other)
-                width = wider
+            together = [*rows, other]
+            more = _work(together, room.attention)
+            padding = more - work - _work([other], room.attention)
+            fits = more <= most and padding <= room.padding
+            if fits and _copied(together) <= room.copied:
+                rows, work = together, more
             if len(rows) == room.rows:
                 break
         return rows
@@ -103,6 +139,13 @@ class Prefilling:
 
 def _distance(one: Sequence, other: Sequence) -> tuple[int, int]:
     return abs(one.to_prefill - other.to_prefill), abs(one.prefilled - other.prefilled)
+
+
+def _work(rows: list[Sequence], attention: float) -> float:
+    """Of a step that ends the prefill of `rows`, padding included, in tokens."""
+    width = max(row.to_prefill for row in rows)
+    attended = pairs(max(row.prefilled for row in rows), width)
+    return len(rows) * (width + attention * attended)
 
 
 def _copied(rows: list[Sequence]) -> int:
@@ -116,3 +159,16 @@ def copied_at_most(limits: Limits, taken: int) -> float:
     if limits.kv_tokens is None:
         return most
     return min(most, COPIED_SHARE * (limits.kv_tokens - taken))
+
+
+def coming_work(limits: Limits, cost: Cost, waiting: Iterable[Sequence]) -> float:
+    """Of the prompts that may go with the next ones.
+
+    Bounded: how much of them is kept as a prefix is seen when they begin.
+    """
+    work, left = 0.0, COMING_CHUNKS * limits.prefill_chunk
+    for sequence in islice(waiting, limits.prefill_rows):
+        tokens = min(sequence.to_prefill, left)
+        work += cost.work(0, tokens)
+        left -= tokens
+    return work

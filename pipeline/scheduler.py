@@ -11,15 +11,13 @@ from a copy.
 
 from __future__ import annotations
 
-from itertools import islice
-
 from pipeline.errors import ContextTooLong, QueueFull
 from pipeline.fair_queue import FairQueue
 from pipeline.groups import Groups, wanted_groups
 from pipeline.limits import Limits, Sequence
 from pipeline.memory import MemoryState, MemoryWatch
 from pipeline.pacing import Pacing
-from pipeline.prefilling import Prefilling, Room, copied_at_most
+from pipeline.prefilling import Prefilling, Room, coming_work, copied_at_most
 from pipeline.prefixes import BLOCK, PrefixCache
 from pipeline.steps import Admitted, DecodeBatch, PrefillBatch, StepPlan
 
@@ -46,7 +44,6 @@ class Scheduler:
         self._released: list[int] = []
         self._in_flight: dict[int, StepPlan] = {}
         self._next_step = self._next_id = 0
-        self._decodes_since_prefill = 0
 
     @property
     def waiting(self) -> int:
@@ -206,7 +203,7 @@ class Scheduler:
                 self.pacing.observe(len(plan.work.sequences), seconds)
             self._groups.rebalance()
         elif plan.work is not None and seconds:
-            self.pacing.observe_prefill(plan.work.tokens, seconds)
+            self.pacing.observe_prefill(plan.work.tokens, seconds, plan.work.attended)
         return plan
 
     # choice
@@ -337,30 +334,33 @@ class Scheduler:
 
     def _choose_work(self) -> PrefillBatch | DecodeBatch | None:
         ready = self._groups.ready()
-        if self._may_prefill() and (
-            ready is None or self._decodes_since_prefill >= self._groups.active
-        ):
-            self._decodes_since_prefill = 0
+        if self._may_prefill() and (ready is None or not self._groups.chunks_between):
+            self._groups.note_chunk()
             return self._next_chunks()
         if ready is None:
             return None
-        self._decodes_since_prefill += 1
+        self._prefilling.note_decode()
         self._groups.send(ready, self._next_step)
         return DecodeBatch(ready.id, tuple(ready.members))
 
     def _may_prefill(self) -> bool:
-        """While streams run, at most one chunk per stage is under way: decode steps queue behind them."""
+        """While streams run, few chunks go between two steps of each: these queue behind them."""
         if not self._prefilling:
             return False
-        chunks = sum(isinstance(p.work, PrefillBatch) for p in self._in_flight.values())
-        return self._groups.active == 0 or chunks < self.limits.stages
+        decoding, groups = sum(map(len, self._groups.members)), self._groups.active
+        if not groups:
+            return len(self._in_flight) < self.limits.deep
+        if self._groups.chunks_between >= self.limits.chunks_between:
+            return False
+        fixed = self.pacing.chunks.fixed_tokens()
+        return not self._prefilling.worth_waiting(decoding, groups, fixed)
 
     def _next_chunks(self) -> PrefillBatch:
-        limits = self.limits
-        padding = self.pacing.chunks.fixed_tokens() if limits.paddable else 0.0
+        limits, sizes = self.limits, self.pacing.chunks
+        padding = sizes.fixed_tokens() if limits.paddable else 0.0
         copied = copied_at_most(limits, self.kv_tokens)
         chunks, done = self._prefilling.take(
-            Room(self._chunk_tokens(), limits.prefill_rows, padding, copied)
+            Room(self._chunk_tokens(), limits.prefill_rows, padding, copied, sizes.cost.attention)
         )
         for sequence in done:
             self._groups.join(sequence.id)
@@ -371,19 +371,16 @@ class Scheduler:
     def _chunk_tokens(self) -> int:
         """As many as keep all stages at work; fewer while they would hold up running streams for too long."""
         most, bound = self.limits.prefill_chunk, self.limits.inter_token
+        first = self._prefilling.first
         if self.limits.window > 1 and not self.limits.fixed_chunk:
-            begun = sum(s.prompt - 1 - s.copied for s in self._prefilling)
-            ahead = begun + self._coming_tokens()
+            sizes = self.pacing.chunks
+            others = self._prefilling.work_beside_first(sizes.cost)
+            others += coming_work(self.limits, sizes.cost, self._waiting)
             beside = self.pacing.decoding if self._groups.active else 0.0
-            most = self.pacing.chunks.best(ahead, most, beside)
+            most = sizes.best(first.prefilled, first.prompt - 1, most, others, beside)
         if bound is None or not self._groups.active:
             return most
-        return self.pacing.chunk(bound, most)
-
-    def _coming_tokens(self) -> int:
-        """Of the next prompts.  Bounded: how much of them is kept as a prefix is seen when they begin."""
-        heads = islice(self._waiting, self.limits.prefill_rows)
-        return min(sum(s.to_prefill for s in heads), 4 * self.limits.prefill_chunk)
+        return self.pacing.chunk(bound, most, first.prefilled)
 
     def check(self) -> None:
         """Raise AssertionError if a sequence is in two places or none: for tests and for idle self-checks."""

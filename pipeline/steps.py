@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.chunks import pairs
+
 
 @dataclass(frozen=True)
 class PrefillChunk:
@@ -34,6 +36,12 @@ class PrefillBatch:
     def tokens(self) -> int:
         """What the stages compute, padding included."""
         return len(self.chunks) * max(chunk.tokens for chunk in self.chunks)
+
+    @property
+    def attended(self) -> float:
+        """Pairs of tokens of which one attends to the other, padding included."""
+        longest = max(chunk.tokens for chunk in self.chunks)
+        return len(self.chunks) * pairs(max(chunk.start for chunk in self.chunks), longest)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@
     python scripts/simulate.py --preset memory-bound --stages 3 --load 1 2 4 8 16 32 64 --noise 0.1
     python scripts/simulate.py --stages 8 --load 32 --fixed 0.004 --each 0.001 --latency 0.0005
     python scripts/simulate.py --stages 3 --load 8 --long-prompt 4000        # arrives among the others
+    python scripts/simulate.py --stages 4 8 --prefill 1500 4000 8000 --prefill-fixed 0.016 \\
+        --prefill-each 0.001 --attention 3e-7                               # single prompts
     python scripts/simulate.py --real --load 1 4 8 --json measured.json      # predicted against measured
     python scripts/simulate.py --measure measured.json --stages 2 --load 16
 
@@ -12,6 +14,10 @@ Nothing is measured except with --real, and the same arguments give the same num
 stage, in seconds; all stages are alike unless they were measured.  Requests come in a closed loop.  `busy` is
 the share of the time in which a stage computes or builds a graph, after a warm-up; `ideal` is a rate that
 nothing can exceed with these times: best number of micro-batches, no waiting, hops, noise or overhead.
+
+--prefill sends single prompts through an idle ring, and compares with the best of all chunk sizes where all
+chunks of a prompt have the same.  `of ideal` is the share of the time in which each stage is at work if one
+stage with all layers had to take the prompt, in the largest chunks, divided by the stages.
 
 --real runs the demo model over two ranks on this machine without HTTP, takes the mean times of each stage from
 that run, and simulates the same requests.
@@ -28,6 +34,7 @@ from typing import Any
 
 import msgspec
 
+from benchlib.lone_prompts import Ring
 from benchlib.options import (
     above_zero,
     add_setup_arguments,
@@ -106,6 +113,46 @@ def limits_of(args: argparse.Namespace, stages: int) -> Limits:
         groups=args.groups,
         inter_token=args.bound,
     )
+
+
+PREFILL_COLUMNS = (
+    Column("stages", "stages", ".0f"),
+    Column("prompt", "prompt", ".0f"),
+    Column("first_token_s", "first token, s", ".3f"),
+    Column("share_percent", "of ideal %"),
+    Column("fixed_s", "of one size, s", ".3f"),
+    Column("fixed_size", "that size", ".0f"),
+    Column("gain_percent", "gain %"),
+)
+
+
+def prefill_round(args: argparse.Namespace, number: int) -> list[Row]:
+    """Every ring, with every length of prompt."""
+    rows: list[Row] = []
+    for stages in args.stages:
+        times, network = times_of(args, stages)
+        ring = Ring(times, network, args.noise, args.seed + number)
+        limits = limits_of(args, stages)
+        for prompt in args.prefill:
+            seconds = ring.first_token(limits, prompt)
+            fixed, size = ring.best_size(limits, prompt)
+            row = {"stages": stages, "prompt": prompt, "first_token_s": seconds}
+            row |= {
+                "fixed_s": fixed,
+                "fixed_size": size,
+                "gain_percent": 100 * (fixed / seconds - 1),
+            }
+            rows.append(row | {"share_percent": 100 * ring.divided(limits, prompt) / seconds})
+            say(f"{stages} stages, {prompt} tokens: {seconds:.3f} s")
+    return rows
+
+
+def report_prefill(args: argparse.Namespace, rows: Sequence[Row], of_what: str) -> None:
+    """Show and write the results of single prompts."""
+    summary = medians_by(rows, "stages", "prompt")
+    print(f"\nSimulated, one prompt at a time; {of_what}.\n")
+    print(table(PREFILL_COLUMNS, summary))
+    write_json(args, benchmark="simulate-prefill", summary=summary, rounds=rows)
 
 
 def simulate(args: argparse.Namespace, stages: int, streams: int, seed: int) -> Row:
@@ -271,6 +318,7 @@ def parse_arguments() -> argparse.Namespace:
     load.add_argument("--output", type=positive, help="tokens; default: 1000, for --real 48")
     load.add_argument("--tokens", type=positive, default=400, help="simulated, for each stream")
     load.add_argument("--long-prompt", type=positive, default=0, help="tokens of one more request")
+    load.add_argument("--prefill", type=positive, nargs="+", help="tokens of single prompts")
     load.add_argument("--seed", type=int, default=0, help="of the noise")
     times = parser.add_argument_group("stages, in seconds")
     times.add_argument("--preset", choices=PRESETS, default="compute-bound")
@@ -278,6 +326,7 @@ def parse_arguments() -> argparse.Namespace:
     times.add_argument("--each", type=at_least_zero, help="for each sequence of it")
     times.add_argument("--prefill-fixed", type=at_least_zero, help="of a prefill chunk")
     times.add_argument("--prefill-each", type=at_least_zero, help="for each token of it")
+    times.add_argument("--attention", type=at_least_zero, help="for each pair of tokens in it")
     times.add_argument(
         "--overhead", type=at_least_zero, default=0.0, help="of Python, in each step"
     )
@@ -309,6 +358,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--tokens {args.tokens}: the warm-up alone needs {FEWEST_TOKENS}")
     if args.fixed == 0 and args.each == 0:
         parser.error("--fixed 0 --each 0: a step has to take some time")
+    if args.prefill and (args.real or args.plot):
+        parser.error("--prefill goes neither with --real nor with --plot")
     if args.real and args.measure:
         parser.error("--real measures the times that --measure would read")
     return args
@@ -326,6 +377,12 @@ def main() -> None:
                 lambda number: real_round(args, Path(scratch), number),
                 lambda rows, of_what: report_real(args, rows, of_what),
             )
+    elif args.prefill:
+        run_rounds(
+            args.rounds,
+            lambda number: prefill_round(args, number),
+            lambda rows, of_what: report_prefill(args, rows, of_what),
+        )
     else:
         run_rounds(
             args.rounds,

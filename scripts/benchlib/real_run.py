@@ -63,9 +63,11 @@ class NotingPacing(Pacing):
         self.decode.append((batch, seconds))
         super().observe(batch, seconds)
 
-    def observe_prefill(self, tokens: int, seconds: tuple[float, ...]) -> None:
+    def observe_prefill(
+        self, tokens: int, seconds: tuple[float, ...], attended: float = 0.0
+    ) -> None:
         self.prefill.append((tokens, seconds))
-        super().observe_prefill(tokens, seconds)
+        super().observe_prefill(tokens, seconds, attended)
 
 
 def measure(

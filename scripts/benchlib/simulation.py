@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pipeline.chunks import pairs
 from pipeline.scheduler import Scheduler
-from pipeline.steps import DecodeBatch, StepPlan
+from pipeline.steps import DecodeBatch, PrefillBatch, StepPlan
 
 QUICKEST = 0.5  # of the mean: no noise makes a step faster
 
@@ -46,8 +47,19 @@ class StageTimes:
     """What one stage takes.  `overhead`: seconds of Python for each step, which pacing does not see."""
 
     decode: Curve  # over the sequences of a step
-    prefill: Curve  # over the tokens of a chunk
+    prefill: Curve  # over the tokens of a chunk, at the beginning of a prompt
     overhead: float = 0.0
+    attention: float = 0.0  # seconds more for each pair of tokens of which one attends to the other
+
+    def mean(self, work: DecodeBatch | PrefillBatch) -> float:
+        """Seconds of a step, on the average."""
+        if isinstance(work, DecodeBatch):
+            return self.decode(len(work.sequences))
+        return self.prefill(work.tokens) + self.attention * work.attended
+
+    def chunk(self, start: int, tokens: int) -> float:
+        """Seconds of a chunk of one prompt, `start` tokens behind its beginning."""
+        return self.prefill(tokens) + self.attention * pairs(start, tokens)
 
 
 @dataclass(frozen=True)
@@ -89,8 +101,7 @@ class Stages:
         announced = ready = now
         seconds = []
         for rank, stage in enumerate(self._stages):
-            curve = stage.decode if isinstance(work, DecodeBatch) else stage.prefill
-            took = curve(tokens) * self._factor()
+            took = stage.mean(work) * self._factor()
             built = max(self._free[rank], announced) + stage.overhead
             end = max(built, ready) + took
             self._free[rank] = end

@@ -52,16 +52,21 @@ class Measurement(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Preset:
-    """One stage's seconds: of every decode step, for each sequence, of every chunk, for each of its tokens."""
+    """One stage's seconds: of every decode step, for each sequence, of every chunk, for each of its tokens.
+
+    `attention`: for each pair of tokens of which one attends to the other.
+    """
 
     fixed: float
     each: float
     prefill_fixed: float
     prefill_each: float
+    attention: float = 0.0
 
     def times(self, overhead: float = 0.0) -> StageTimes:
         decode = Curve.line(self.fixed, self.each)
-        return StageTimes(decode, Curve.line(self.prefill_fixed, self.prefill_each), overhead)
+        prefill = Curve.line(self.prefill_fixed, self.prefill_each)
+        return StageTimes(decode, prefill, overhead, self.attention)
 
 
 PRESETS = {

@@ -16,7 +16,7 @@ from tests.pipeline.scheduler_driver import ChosenPacing, Driver, limits
 @pytest.mark.parametrize("stages", [1, 2, 4])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("patience", [1, 3, 8])
-def test_a_long_prompt_delays_a_stream_by_as_many_chunks_as_stages(
+def test_a_long_prompt_delays_a_stream_by_no_more_chunks_than_keep_the_stages_busy(
     stages: int, groups: int, patience: int
 ) -> None:
     """Chunks between two steps of one stream; `patience`: results are taken after so many choices."""
@@ -37,7 +37,7 @@ def test_a_long_prompt_delays_a_stream_by_as_many_chunks_as_stages(
                 chunks += 1
             elif isinstance(plan.work, DecodeBatch) and stream in plan.work.sequences:
                 worst, chunks = max(worst, chunks), 0
-        assert 1 <= worst <= stages + 1
+        assert 1 <= worst <= max(1, stages - 1)
 
 
 def test_an_idle_pipeline_takes_one_prompt_into_all_stages_at_once() -> None:

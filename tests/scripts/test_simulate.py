@@ -86,6 +86,14 @@ def test_a_chunk_takes_its_tokens_and_a_note_nothing() -> None:
     assert stages.run(StepPlan(2, released=(0,)), 20.0) == (20.0, 20.5, ())
 
 
+def test_a_chunk_takes_longer_behind_others() -> None:
+    stage = StageTimes(Curve.line(0, 1), Curve.line(0.5, 0.125), attention=0.25)
+    chunk = PrefillBatch((PrefillChunk(0, 10, 18),))
+    assert stage.mean(chunk) == stage.chunk(10, 8) == 1.5 + 0.25 * (80 + 32)
+    padded = PrefillBatch((PrefillChunk(1, 0, 8), PrefillChunk(2, 3, 4)))
+    assert stage.mean(padded) == 2.5 + 2 * 0.25 * (24 + 32)
+
+
 @pytest.mark.parametrize("stages", [1, 2, 5])
 def test_one_stream_takes_one_trip_for_a_token(stages: int) -> None:
     network = Network(latency=0.01)
@@ -158,6 +166,24 @@ def test_the_ideal_is_the_best_of_all_groups() -> None:
 def arguments(monkeypatch: pytest.MonkeyPatch, *words: str) -> Any:
     monkeypatch.setattr(sys, "argv", ["simulate.py", *words])
     return simulate.parse_arguments()
+
+
+def test_single_prompts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    words = ["--stages", "4", "--prefill", "300", "--chunk", "128", "--attention", "1e-6"]
+    words += ["--prefill-fixed", "0.016", "--prefill-each", "0.001", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", ["simulate.py", *words])
+    simulate.main()
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["4", "300"]
+    [row] = json.loads(out.read_text())["rounds"]
+    assert row["gain_percent"] >= -2
+    assert row["fixed_size"] in range(16, 129, 16)
+    divided = (3 * 0.016 + 299 * 0.001 + 1e-6 * 299**2 / 2) / row["first_token_s"]
+    assert row["share_percent"] == pytest.approx(100 * divided)
+    with pytest.raises(SystemExit):
+        arguments(monkeypatch, "--prefill", "300", "--real")
 
 
 def test_a_table_json_and_a_plot(
@@ -242,9 +268,11 @@ def as_if_real(truth: list[StageTimes], streams: int, args: Any) -> RealResult:
             decode.append((batch, seconds))
             observe(batch, seconds)
 
-        def observe_prefill(self, tokens: int, seconds: tuple[float, ...]) -> None:
+        def observe_prefill(
+            self, tokens: int, seconds: tuple[float, ...], attended: float = 0.0
+        ) -> None:
             prefill.append((tokens, seconds))
-            observe_prefill(tokens, seconds)
+            observe_prefill(tokens, seconds, attended)
 
     scheduler.pacing.__class__ = Noting
     requests = 3 * streams

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from benchlib.lone_prompts import Ring
 from benchlib.simulation import (
     Curve,
     Load,
@@ -14,6 +19,7 @@ from benchlib.simulation import (
     Stages,
     StageTimes,
 )
+from pipeline.pacing import OTHERS, longest_stall
 from pipeline.scheduler import Limits, Scheduler
 
 FOREVER = 1_000_000  # tokens
@@ -127,3 +133,47 @@ def test_a_long_prompt_keeps_running_streams_within_the_bound(
     assert unbound.long_wait is not None
     if bound >= 0.5:
         assert bounded.long_wait < 1.3 * unbound.long_wait
+
+
+@given(
+    chunk=st.lists(st.floats(0.05, 1.0), min_size=1, max_size=8),
+    decode=st.lists(st.floats(0.01, 0.3), min_size=8, max_size=8),
+    groups=st.integers(1, 16),
+    streams=st.integers(1, 24),
+    chunks=st.integers(1, 40),
+)
+@example([1.0, 1.0], [0.05] * 8, 4, 5, 5)  # results wait until the first stage has done its chunk
+@example([0.05, 1.0, 1.0, 1.0], [0.05] * 8, 1, 1, 40)  # many wait in front of the second one
+@settings(deadline=None, max_examples=60)
+def test_no_token_is_later_than_pacing_reckons_with(
+    chunk: list[float], decode: list[float], groups: int, streams: int, chunks: int
+) -> None:
+    """Chunks of one size through stages of any speed, whatever the number of groups."""
+    stages = len(chunk)
+    groups = min(groups, streams, 2 * stages)
+    ring = [
+        StageTimes(Curve.line(step, 0.0), Curve.line(0.0, seconds / 16))
+        for step, seconds in zip(decode, chunk, strict=False)
+    ]
+    limits = Limits(stages, 1000, 1000, 1000, prefill_chunk=16, fixed_chunk=True, groups=groups)
+    load = Load((Phase(streams, 60),), 1, FOREVER, long_prompt=16 * chunks)
+    simulation = Simulation(Scheduler(limits), Stages(ring, Network(latency=1e-4)), load)
+    simulation.run()
+    cycle = max(sum(decode[:stages]), groups * max(decode[:stages]))
+    reckoned = longest_stall(tuple(chunk)) + OTHERS * cycle
+    assert max(simulation.gaps_meanwhile) <= reckoned + 0.01
+
+
+@pytest.mark.parametrize("prompt", [1500, 4000])
+@pytest.mark.parametrize("stages", [4, 8])
+def test_no_size_of_chunk_is_faster_than_sizes_that_follow_the_attention(
+    stages: int, prompt: int
+) -> None:
+    stage = StageTimes(Curve.line(0.0, 2e-3), Curve.line(0.016, 1e-3), attention=3e-7)
+    ring = Ring([stage] * stages, Network(latency=1e-4), 0.0, 0)
+    limits = Limits(stages, 10, 10, 10, prefill_chunk=512)
+    found = ring.first_token(limits, prompt)
+    assert found <= min(
+        ring.first_token(replace(limits, prefill_chunk=size, fixed_chunk=True), prompt)
+        for size in (48, 80, 112)
+    )
