@@ -23,6 +23,11 @@ class LauncherConfig(Section):
     probe_interval: Seconds = Field(
         default=0.5, description="Seconds between two looks of the launcher at rank 0."
     )
+    start_timeout: Seconds = Field(
+        default=300.0,
+        description="Seconds after which a start is given up in which no rank has come any further; one that "
+        "fetches or loads a model gets on with every part of it.",
+    )
     backoff_initial: Seconds = Field(
         default=0.5,
         description="Seconds before the second start in a row; doubles with each one that fails.",

@@ -13,6 +13,7 @@ from launcher.job import Job, JobError
 from launcher.nodes import Member
 from launcher.outcome import CONSEQUENCES, Outcome
 from launcher.probe import HealthProbe
+from launcher.start_watch import StartWatch
 from launcher.watch import Fault, RankView, Watch, WishView
 from server import exit_status
 
@@ -31,6 +32,14 @@ class Times:
     ended: float | None = None
 
 
+@dataclass(frozen=True)
+class Patience:
+    """In seconds: how long rank 0 may be silent, and how long a start may come no further."""
+
+    silence: float
+    start: float
+
+
 class RunningEpoch:
     """An epoch from its launch to its end.  All methods belong to the event loop."""
 
@@ -39,17 +48,20 @@ class RunningEpoch:
         number: int,
         members: Sequence[Member],
         job: Job,
-        patience: float,
+        patience: Patience,
         changed: Callable[[], None],
         running: Awaitable[Outcome] | None = None,
     ) -> None:
-        """`patience`: seconds that rank 0 may be silent.  `changed` is called when something has happened.
+        """`changed` is called when something has happened.
         `running`: the end of a job that runs already, whose ranks have waited.
         """
         self.number = number
         self.members = tuple(members)
         self.times = Times()
-        self.watch = Watch([member.name for member in members], patience)
+        self.watch = Watch([member.name for member in members], patience.silence)
+        self._start = StartWatch(
+            self.order, patience.start, self.times.launched, self.leader.health_at
+        )
         self.asked_to_stop = ""
         self.outcome: Outcome | None = None
         self.granted = WishView()  # of what the coordinator was asked
@@ -106,6 +118,9 @@ class RunningEpoch:
             self.times.ready = now
             self._job.serving()
             self._changed()
+        if self.times.ready is None:
+            self._start.seen(self._job.steps, self.times.answered is not None, now)
+            self.watch.give_up(self._start.fault(now))
         if self.watch.fault is not None and self.times.faulted is None:
             self.times.faulted = now
             self._changed()

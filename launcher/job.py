@@ -34,6 +34,7 @@ from launcher.login import explain_login
 from launcher.outcome import Outcome, Transcript
 from launcher.remote import environment_arguments
 from launcher.session import KILL_TIMEOUT, kill_session
+from server import progress
 
 BACKENDS = ("ring", "mpi")
 STARTING_PORT = 32323  # of MLX's ring
@@ -115,6 +116,9 @@ class Job:
         self._spec = spec
         self._relay = relay
         self._transcript = Transcript()
+        self.steps: Mapping[
+            int, progress.Step
+        ] = {}  # how far ranks have come, read from any thread
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
         self._closing = threading.RLock()  # a signal handler may call `stop` inside `stop`
@@ -265,7 +269,10 @@ class Job:
             self._take_in(line, is_error)
 
     def _take_in(self, line: str, is_error: bool) -> None:
-        if self._transcript.feed(line):
+        if news := progress.heard(line):
+            rank, step = news
+            self.steps = {**self.steps, rank: step}
+        elif self._transcript.feed(line):
             self._relay(line, is_error)
 
 

@@ -42,6 +42,12 @@ class Member:
             return str(ips[0])
         return LOCAL if self.is_local else self.node.host
 
+    @property
+    def health_at(self) -> str:
+        """Host and port at which it is asked how it is, if it leads."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.node.ports.inference}"
+
 
 @dataclass(frozen=True)
 class Cluster:

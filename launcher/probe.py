@@ -35,8 +35,7 @@ class HealthProbe:
     async def ask(self, member: Member) -> Report | None:
         """What rank 0 on this node says; None if it does not answer, or with something else."""
         scheme = "http" if self._tls is None else "https"
-        host = f"[{member.host}]" if ":" in member.host else member.host
-        url = f"{scheme}://{host}:{member.node.ports.inference}/health"
+        url = f"{scheme}://{member.health_at}/health"
         # Whoever answers must be that node, whatever address it has.
         names = {} if self._tls is None else {"sni_hostname": node(member.name).dns_name}
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config import Config, Settings
-from launcher.epoch import RunningEpoch
+from launcher.epoch import Patience, RunningEpoch
 from launcher.job import Job, JobSpec
 from launcher.logs import LogStream
 from launcher.nodes import Cluster
@@ -36,8 +36,9 @@ class Starter:
     ) -> None:
         """`scratch`: a folder for hostfiles."""
         self._launch, self._cluster, self._logs, self._scratch = launch, cluster, logs, scratch
-        self._patience = (
-            config.coordinator.health_check_interval * config.coordinator.failure_threshold
+        self._patience = Patience(
+            config.coordinator.health_check_interval * config.coordinator.failure_threshold,
+            config.launcher.start_timeout,
         )
         self._count = 0
         self.standby = Standby(

@@ -361,5 +361,6 @@ class Supervisor:
         self._logs.say(event, level, **fields)
 
     def _reasons(self) -> tuple[str, ...]:
-        outcome = self.last.outcome if self.last is not None else None
-        return outcome.reasons if outcome is not None else ()
+        if self.last is None or self.last.outcome is None or self.last.watch.fault is not None:
+            return ()
+        return self.last.outcome.reasons

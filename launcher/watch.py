@@ -120,6 +120,10 @@ class Watch:
             node = dead[0].node if dead else None
             self.fault = Fault(report.fault, node if node in self._order else None)
 
+    def give_up(self, fault: Fault | None) -> None:
+        """For a reason that rank 0 does not know of, if there is one and none was known before."""
+        self.fault = self.fault or fault
+
     def silent(self, now: float) -> None:
         """Rank 0 does not answer."""
         if self._answered_at is None or self.fault is not None:

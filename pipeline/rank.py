@@ -98,6 +98,7 @@ class Rank:
             future.set_running_or_notify_cancel()  # whoever waits may give up, but not cancel them
         self.load_progress = 0.0  # 0 to 1, of `activity`
         self.activity = "joining the other ranks"
+        self.advances = 0  # how often it has got on
         self.parameter_bytes = 0
         self.worker: Worker | None = None
         self._links: Links | None = None
@@ -180,6 +181,7 @@ class Rank:
     def _live(self) -> None:
         ring = Ring(self._tunnel)
         self.joined.set_result(None)
+        self.activity = "meeting the other ranks"
         placement = self._join(ring)
         self.phase = Phase.LOADING
         self._load(ring, placement)
@@ -205,6 +207,7 @@ class Rank:
                 problem = error.strerror or str(error)
             else:
                 placement = Placement(meeting, checkpoint, plan)
+                self.activity = "opening the ports"
                 self.placed.set_result(placement)
                 problem = self._ports_problem()
             try:
@@ -216,6 +219,7 @@ class Rank:
                     raise too_little from None
                 raise
             network = self.config.network
+            self.activity = "connecting to the neighbours"
             if ring.size > 1:
                 self._links = join(
                     listener,
@@ -336,5 +340,6 @@ class Rank:
     def _on_progress(self, what: str, done: int, total: int) -> None:
         if self._stopping.is_set():
             raise EngineStopped(f"stopped while {what}")
+        self.advances += 1  # also where nobody knows how much there is to do
         self.activity = what
         self.load_progress = done / total if total else 1.0

@@ -35,6 +35,7 @@ from server.node.serve import StartupFailed
 from server.observe.log_shipper import LogShipper
 from server.observe.resources import ResourceMonitor
 from server.observe.timeline import TimelineRecorder
+from server.progress import Announcer, Step
 from server.rpc.client import CoordinatorClient
 from server.rpc.errors import BindError
 from server.rpc.records import Registration
@@ -92,6 +93,7 @@ class RankProcess:
         self.rank = Rank(settings.config, self._tls, self._tunnel)
         self.reporter = Reporter(self.rank)
         self.started = time.monotonic()
+        self._announcer = Announcer(settings.config.launcher.supervised, self._step)
         self._stop = asyncio.Event()
         self._runtime = RuntimeSettings(settings, _obey)
         self._role: Role | None = None
@@ -110,6 +112,7 @@ class RankProcess:
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)  # Python's handlers can't run while it joins
         signal.setitimer(signal.ITIMER_REAL, JOIN_SECONDS)  # SIGALRM; launcher.outcome explains it
+        self._announcer.tell()
         self.rank.start()
         progress = asyncio.create_task(self._show_progress())
         orderly = False
@@ -169,6 +172,7 @@ class RankProcess:
         await self._unless_stopped(self._role.serve(engine, self._client))
         self.reporter.serving = True
         self._client.report_soon()
+        self._announcer.tell()
 
     def _credential(self) -> Credential | None:
         """By which rank 0 knows this rank.  Raises StartupFailed."""
@@ -343,10 +347,14 @@ class RankProcess:
         shown: tuple[str, int] | None = None
         while self.rank.phase in (Phase.JOINING, Phase.LOADING):
             await asyncio.sleep(PROGRESS_SECONDS)
+            self._announcer.tell()
             progress = (self.rank.activity, int(100 * self.rank.load_progress))
             if progress != shown:
                 shown = progress
                 log.info(progress[0], progress=f"{progress[1]}%")
+
+    def _step(self) -> Step:
+        return Step(self.rank.advances, int(100 * self.rank.load_progress), self.rank.activity)
 
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -67,8 +67,12 @@ class Checkpoint:
     `config`: as mlx-lm reads it, with the end-of-sequence tokens of generation_config.json.
     """
 
-    def __init__(self, source: Source, config: Config, classes: Classes) -> None:
+    def __init__(
+        self, source: Source, config: Config, classes: Classes, progress: Progress = silent
+    ) -> None:
+        """`progress`: of what is fetched before it is known which layers are wanted."""
         self._source, self._classes, self.config = source, classes, config
+        self._progress = progress
 
     @classmethod
     def open(
@@ -89,7 +93,8 @@ class Checkpoint:
             else HubRepository.open(name, revision, trust_remote_code, progress or silent)
         )
         config = _read_config(files.path)
-        return cls(files, config, model_classes(files.path, config, trust_remote_code))
+        classes = model_classes(files.path, config, trust_remote_code)
+        return cls(files, config, classes, progress or silent)
 
     @property
     def path(self) -> Path:
@@ -175,7 +180,7 @@ class Checkpoint:
         try:
             lazy, looks_at_weights = self._build({}), False
         except WeightsNeeded:
-            lazy = self._build(self._source.fetch(sorted(everything), silent))
+            lazy = self._build(self._source.fetch(sorted(everything), self._progress))
             looks_at_weights = True
         parameters = _parameters(lazy.model)
         if looks_at_weights:

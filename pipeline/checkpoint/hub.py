@@ -32,7 +32,7 @@ from huggingface_hub.errors import (
 
 from pipeline.checkpoint.containment import check_contained
 from pipeline.checkpoint.header import Header, read_header
-from pipeline.checkpoint.progress import Meter, Progress, silent
+from pipeline.checkpoint.progress import Meter, Progress
 from pipeline.checkpoint.source import WEIGHTS, check_listing, require_config
 from pipeline.demo_model import cache_directory
 from pipeline.errors import CheckpointError, ModelError, ModelNotFound
@@ -64,7 +64,7 @@ class HubRepository:
         """
         progress(f"Looking up {name}", 0, 1)
         online = _hub_answers(name, revision)
-        path = _small_files(name, revision, code, online)
+        path = _small_files(name, revision, code, online, progress)
         check_contained(path)
         require_config(path, name)
         headers = _headers(name, path, online, progress)
@@ -121,8 +121,12 @@ def _hub_answers(name: str, revision: str | None) -> bool:
     return True
 
 
-def _small_files(name: str, revision: str | None, code: bool, online: bool) -> Path:
+def _small_files(
+    name: str, revision: str | None, code: bool, online: bool, progress: Progress
+) -> Path:
     """The snapshot folder, named by its commit."""
+    what = f"Fetching the small files of {name}"
+    unknown = Meter(what, 1, lambda what, done, total: progress(what, 0, total))
     patterns = [*_SMALL_FILES, *(_CODE if code else ())]
     try:
         return Path(
@@ -131,7 +135,7 @@ def _small_files(name: str, revision: str | None, code: bool, online: bool) -> P
                 revision=revision,
                 allow_patterns=patterns,
                 local_files_only=not online,
-                tqdm_class=Meter("", 0, silent).bar(),
+                tqdm_class=unknown.bar(),
             )
         )
     except (HTTPError, OSError) as error:

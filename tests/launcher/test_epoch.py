@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import pytest
 
 from config import load
 from launcher.decide import Cause
-from launcher.epoch import RunningEpoch
+from launcher.epoch import Patience, RunningEpoch
 from launcher.hostfile import local_hostfile
 from launcher.job import Job, JobSpec
 from launcher.nodes import Cluster
 from launcher.outcome import Outcome
 from launcher.probe import HealthProbe
 from launcher.watch import RankView, Report
+from tests.launcher.processes import RANK, is_running, wait_for
 
-PATIENCE = -1.0  # seconds: any silence is too long
+NONE = Patience(silence=-1.0, start=600.0)  # any silence is too long
 
 
 class Probe(HealthProbe):
-    """Rank 0 answers once."""
+    """Rank 0 answers so often."""
 
-    def __init__(self, report: Report) -> None:
-        self._reports = [report]
+    def __init__(self, *reports: Report) -> None:
+        self._reports = list(reports)
 
     async def ask(self, member: object) -> Report | None:
         return self._reports.pop() if self._reports else None
@@ -48,7 +50,7 @@ def test_silence_is_a_fault_unless_the_ranks_were_asked_to_stop(
 
     async def live() -> Cause:
         job = Job(JobSpec(("true",), tmp_path / "hostfile.json"), lambda line, error: None)
-        epoch = RunningEpoch(1, cluster.members, job, PATIENCE, lambda: None)
+        epoch = RunningEpoch(1, cluster.members, job, NONE, lambda: None)
         await epoch.look(probe)
         if asked:
             epoch.stop("stopped")
@@ -64,3 +66,29 @@ async def _later(run: object) -> Outcome:
     for _ in range(10):
         await asyncio.sleep(0)
     return Outcome(0)
+
+
+@pytest.mark.ranks
+def test_ranks_that_never_say_anything_are_given_up(cluster: Cluster, tmp_path: Path) -> None:
+    """They run and rank 0 does not answer, as behind a firewall: nothing else would end that."""
+    command = (sys.executable, RANK, "stubborn")
+    lines: list[str] = []
+
+    async def live() -> RunningEpoch:
+        changed = asyncio.Event()
+        job = Job(JobSpec(command, tmp_path / "hostfile.json"), lambda line, _: lines.append(line))
+        patience = Patience(silence=600.0, start=0.0)
+        epoch = RunningEpoch(1, cluster.members, job, patience, changed.set)
+        await asyncio.to_thread(wait_for, lambda: len(lines) == 2)
+        await epoch.look(Probe())
+        assert changed.is_set()
+        assert epoch.view(0).fault
+        epoch.stop(epoch.view(0).fault, at_once=True)
+        await epoch.wait()
+        return epoch
+
+    epoch = asyncio.run(live())
+    assert epoch.cause is Cause.NEVER_STARTED
+    assert "nothing has been heard of the start of mini1, mini2" in epoch.fault.reason
+    pids = [int(line.split()[2]) for line in lines]
+    assert not any(map(is_running, pids))
