@@ -20,7 +20,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from launcher.hostfile import Hostfile, HostfileError, local_hostfile, read_host
 from launcher.login import explain_login
 from launcher.outcome import Outcome, Transcript
 from launcher.remote import environment_arguments
+from launcher.scratch import Scratch
 from launcher.session import KILL_TIMEOUT, kill_session
 from server import progress
 
@@ -156,10 +156,7 @@ class Job:
     def _run(self) -> Outcome:
         hosts = read_hostfile(self._spec.hostfile)
         self._spec.check(hosts)
-        # A rank that is another user's by now, or can't be killed, may still write there.
-        with tempfile.TemporaryDirectory(
-            prefix="mlx-cluster-job-", ignore_cleanup_errors=True
-        ) as scratch:
+        with Scratch() as scratch:
             return self._run_in(scratch, hosts)
 
     def _run_in(self, scratch: str, hosts: Hostfile) -> Outcome:
@@ -354,7 +351,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.ranks is not None and args.ranks < 1:
         parser.error(f"--ranks must be at least 1, not {args.ranks}")
-    with tempfile.TemporaryDirectory(prefix="mlx-cluster-") as scratch:
+    with Scratch() as scratch:
         hostfile, backend = args.hostfile, args.backend
         if hostfile is None:
             hostfile = Path(scratch) / "hostfile.json"

@@ -1,10 +1,11 @@
 """mlx.launch, made fit to run unattended: `python -m launcher.mlx_launch GRACE [--standby] ARGUMENTS...`
 
-The only file of this package that imports MLX. It differs in these things from mlx.launch itself.
-It sleeps while its ranks are quiet: mlx.launch selects on pipes that are always writable, and so uses a
-whole core. It stops its ranks when its stdin closes, so that they don't outlive a launcher that was
-killed: first a request (SIGTERM), and GRACE seconds later SIGKILL. And its exit status tells when
-mpirun failed; for the ring, mlx.launch writes the ranks' fate to stderr and exits 0 in any case.
+The only file of this package that imports MLX. It differs in these things from mlx.launch itself. The files
+that it makes for a rank of the ring are removed, see launcher.rank_files. It sleeps while its ranks are
+quiet: mlx.launch selects on pipes that are always writable, and so uses a whole core. It stops its ranks
+when its stdin closes, so that they don't outlive a launcher that was killed: first a request (SIGTERM), and
+GRACE seconds later SIGKILL. And its exit status tells when mpirun failed; for the ring, mlx.launch writes
+the ranks' fate to stderr and exits 0 in any case.
 
 With --standby, the ranks are of `server.standby`: what stdin says before it closes is for them.
 
@@ -28,11 +29,13 @@ from typing import Any
 
 from mlx._distributed_utils import launch
 
+from launcher.rank_files import PREPARE, kill_script
 from launcher.session import kill_session, members, signal_session
 from launcher.waiting_ranks import Fate, WaitingRanks
 
 REMOTE_KILL_TIMEOUT = 5.0  # seconds; an unreachable host would hold up ssh for minutes
 END_PAUSE = 0.05  # seconds; between two looks whether a rank that has closed its output has ended
+_ORIGINAL = launch.RemoteProcess
 ASK_PAUSE = 0.2  # seconds; between two looks for ranks that were just being started
 
 
@@ -153,10 +156,22 @@ def note_signal(number: int, frame: FrameType | None) -> None:
     """Do nothing: stdin says when to stop. A handler, as ranks would inherit an ignored signal."""
 
 
+class TidyProcess(launch.RemoteProcess):  # type: ignore[misc]
+    """A rank of the ring whose files have a folder of their own."""
+
+    @staticmethod
+    def make_launch_script(*arguments: Any) -> str:
+        return PREPARE + str(_ORIGINAL.make_launch_script(*arguments))
+
+    @staticmethod
+    def make_kill_script(pidfile: str | None) -> str:
+        return kill_script(pidfile) or str(_ORIGINAL.make_kill_script(pidfile))
+
+
 def let_wait(ranks: WaitingRanks) -> None:
     """Have mlx.launch start its ranks as those of `ranks`."""
 
-    class WaitingProcess(launch.RemoteProcess):  # type: ignore[misc]
+    class WaitingProcess(TidyProcess):
         def __init__(self, rank: int, *arguments: Any) -> None:
             super().__init__(rank, *arguments)
             self._place = rank
@@ -172,6 +187,7 @@ def let_wait(ranks: WaitingRanks) -> None:
 def main() -> int:
     grace = float(sys.argv.pop(1))
     follow = read_to_end
+    launch.RemoteProcess = TidyProcess
     if sys.argv[1:2] == ["--standby"]:
         sys.argv.pop(1)
         ranks = WaitingRanks()

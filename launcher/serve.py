@@ -7,7 +7,6 @@ import asyncio
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO, cast
@@ -15,6 +14,7 @@ from typing import NoReturn, TextIO, cast
 import server.logs
 from config import ConfigError, Settings, add_arguments, load, render
 from config.launcher import LOGS_OFF, LauncherConfig
+from launcher import scratch as scratch_folders
 from launcher.admin import admin_routes
 from launcher.commands import COMMANDS
 from launcher.frontdoor import FrontDoor
@@ -22,6 +22,7 @@ from launcher.hostfile import HostfileError, local_hostfile, read_hostfile
 from launcher.job import BACKENDS, GRACE, STARTING_PORT, JobError, JobSpec
 from launcher.logs import Lines, LogStream
 from launcher.nodes import Cluster
+from launcher.scratch import Scratch
 from launcher.starter import Launch
 from launcher.status import status_of, summary_of
 from launcher.supervisor import Supervisor
@@ -105,7 +106,8 @@ def main(arguments: Sequence[str]) -> int:
         if args.print_config:
             print(render(settings))
             return 0
-        with tempfile.TemporaryDirectory(prefix="mlx-cluster-") as scratch:
+        scratch_folders.remove_left()
+        with Scratch() as scratch:
             path, cluster = cluster_of(args, settings, Path(scratch))
             hosts = read_hostfile(path)
             words = server_arguments(args)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,6 +42,7 @@ from launcher.nodes import Cluster
 from launcher.policy import configured_leader, policy_of
 from launcher.probe import HealthProbe, LostNodes, unreachable
 from launcher.recoveries import Recoveries, recovery_of
+from launcher.scratch import Scratch
 from launcher.starter import Launch, Starter
 from server.tls.contexts import launcher_tls
 
@@ -75,7 +75,7 @@ class Supervisor:
         self._lost = LostNodes()
         self._wake = asyncio.Event()
         self._probe = HealthProbe(launcher_tls(config.tls))
-        self._scratch = tempfile.TemporaryDirectory(prefix="mlx-cluster-")
+        self._scratch = Scratch()
         self._starter = Starter(launch, config, cluster, logs, Path(self._scratch.name))
         self.standby = self._starter.standby
         self.door: Door | None = None

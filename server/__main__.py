@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from config import ConfigError, Settings, add_arguments, from_arguments, render
-from server import exit_status
+from server import exit_status, launch_files
 from server.closing import run_to_end, threads_hang
 
 MLX_LM_FILES = (
@@ -116,6 +116,7 @@ def fatal(message: str, status: int, word: str = "fatal") -> int:
 
 def end(code: int) -> NoReturn:
     """End this process, whatever hangs."""
+    launch_files.remove()
     sys.stdout.flush()
     sys.stderr.flush()
     if code or threads_hang():

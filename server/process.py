@@ -24,7 +24,7 @@ from pipeline.engine import Engine
 from pipeline.errors import LinkClosed, LinkTimeout, ModelError
 from pipeline.placement import Placement
 from pipeline.rank import Phase, Rank
-from server import descriptors, garbage, logs
+from server import descriptors, garbage, launch_files, logs
 from server.access.errors import AccessError
 from server.access.rpc import Credential, cluster_credential
 from server.closing import close_all
@@ -135,6 +135,7 @@ class RankProcess:
         self._watch_signals()
         self._watch_parent()
         placement = await self._unless_stopped(_follow(self.rank.placed))
+        launch_files.remove()  # they have been read
         meeting = placement.meeting
         logs.bind_rank(meeting.node.name, meeting.rank, meeting.epoch)
         self._role = self._make_role(placement)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from config import ConfigError, NodeConfig
 from launcher.election import Candidate, elect
 from launcher.hostfile import HostfileError
+from launcher.scratch import Scratch
 from launcher.serve import cluster_of, make_parser, server_arguments, settings_of
 
 
@@ -21,7 +21,7 @@ def run(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     try:
         settings = settings_of(args)
-        with tempfile.TemporaryDirectory(prefix="mlx-cluster-") as scratch:
+        with Scratch() as scratch:
             _, cluster = cluster_of(args, settings, Path(scratch))
         coordinator = settings.config.coordinator
         candidates = [Candidate(member.name) for member in cluster.members]

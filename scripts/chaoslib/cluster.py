@@ -116,6 +116,8 @@ class Cluster:
         )
         if taken := self.taken_ports():
             raise self.failed(f"ports {taken} are still taken")
+        if files := self.left_files():
+            raise self.failed(f"files are left: {', '.join(files)}")
 
     def kill(self) -> None:
         """End whatever is left."""
@@ -131,6 +133,10 @@ class Cluster:
         """Those of the cluster's ports on which somebody listens."""
         all_ports = [self.gateway, self.coordinator, *(p for n in self.node_ports for p in n)]
         return [port for port in all_ports if not is_free(port)]
+
+    def left_files(self) -> list[str]:
+        """Temporary ones of its ranks, where it can be told that they are."""
+        return []
 
     # what it is
 

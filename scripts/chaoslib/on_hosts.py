@@ -53,5 +53,8 @@ class HostCluster(Cluster):
     def _node_of(self, rank: psutil.Process) -> int | None:
         return next((n for n, host in enumerate(self.hosts.hosts) if rank in host.processes), None)
 
+    def left_files(self) -> list[str]:
+        return [f"{file} on {host.name}" for host in self.hosts.hosts for file in host.left_files()]
+
     def taken_ports(self) -> list[int]:
         return sorted(port for host in self.hosts.hosts for port in host.listening)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+from launcher.scratch import PREFIX
+
 SSH_PORT = 22
 LINK = "eth0"
 NOBODY = "02:00:00:00:00:00"  # a hardware address that no host has
@@ -66,6 +68,11 @@ class Host:
     def temporary(self) -> Path:
         """Its $TMPDIR in sessions of ssh."""
         return self.folder / "tmp"
+
+    def left_files(self) -> list[str]:
+        """Temporary files, without those of launchers, which remove what one that was killed has left."""
+        names = (path.name for path in self.temporary.iterdir())
+        return sorted(name for name in names if not name.startswith(PREFIX))
 
     @property
     def processes(self) -> list[psutil.Process]:

@@ -13,9 +13,8 @@ import sys
 import time
 import tty
 from importlib import import_module
-from pathlib import Path
 
-from server import exit_status
+from server import exit_status, launch_files
 from server.__main__ import end, fatal, main, prepare
 from server.standby.assignment import (
     LEASE,
@@ -43,6 +42,7 @@ def stand_by(arguments: list[str]) -> int:
     spare = import_module("server.templating.renderer").SPARE
     spare.start()  # for rank 0, whose start waits for it
     take_any_line(0)
+    launch_files.remove()  # there is nothing in them that it would need
     print(said(place, Word.WARM), flush=True)
     try:
         assignment = wait(0)
@@ -91,8 +91,7 @@ def take_any_line(descriptor: int) -> None:
 
 def take_place(assignment: Assignment, rank: int) -> None:
     """What mlx.launch would have set for this rank; MLX and `server` read it later."""
-    # The file is this process's own: mlx.launch has made it.
-    Path(os.environ["MLX_HOSTFILE"]).write_text(assignment.hostfile, encoding="ascii")
+    launch_files.replace(assignment.hostfile)
     os.environ["MLX_RANK"] = str(rank)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from launcher.hostfile import Hostfile
+from launcher.job import Job, JobSpec
 from launcher.mlx_launch import Commands
 from launcher.remote import environment_arguments
+from server.launch_files import PREFIX
 
 RANK = str(Path(__file__).with_name("rank.py"))
 REMOTE = Hostfile(("127.0.0.1", "other.test"))
@@ -57,6 +60,26 @@ def test_ranks_on_other_hosts_have_the_users_settings(
     expected = sorted({**settings, "MLXC_C": "hostfile"}.items())
     for rank in range(2):
         assert f"rank {rank} has {expected}" in done.stdout.splitlines()
+
+
+@pytest.mark.ranks
+def test_a_start_removes_what_an_earlier_one_has_left_on_other_hosts(
+    ssh: Path, tmp_path: Path
+) -> None:
+    """These ranks are none of `server`, and may leave their own."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    ssh.write_text(SSH.replace("env -i", f"env -i TMPDIR={temporary}"))
+    hostfile = tmp_path / "hosts.json"
+    hosts = [{"ssh": "other.test", "ips": ["127.0.0.1"]}] * 2
+    hostfile.write_text(json.dumps({"hosts": hosts}))
+    left = temporary / f"{PREFIX}4194305-abcdef"  # a number that no process has
+    left.mkdir()
+    lines: list[str] = []
+    spec = JobSpec((sys.executable, RANK, "crash"), hostfile)
+    Job(spec, lambda line, _: lines.append(line)).run()
+    pids = re.findall(r"^up \d (\d+)$", "\n".join(lines), re.MULTILINE)
+    assert {path.name.split("-")[3] for path in temporary.iterdir()} <= set(pids)
 
 
 def test_only_settings_are_passed_on() -> None:

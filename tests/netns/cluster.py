@@ -57,6 +57,7 @@ class HostCluster(Cluster):
                 f"{host.name} listens no more",
                 STATUS_DEADLINE,
             )
+            assert host.left_files() == [], host.name
 
     def place_arguments(self) -> list[str]:
         """The launcher's arguments that say where the ranks run."""

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from config import Config
 from pipeline.errors import LinkClosed, LinkTimeout, StartFailed
+from server import launch_files
 from server.tls.contexts import ClusterTls
 from server.tls.tunnel.messages import Lines, Plan, read_word, write_plan
 
@@ -159,7 +160,9 @@ class Tunnel:
         entries = [nobody] * size
         entries[self._rank] = [f"{LOCAL}:{_port(sock)}" for sock in self._reserved]
         entries[self._after] = [f"{LOCAL}:{_port(sock)}" for sock in self._called]
-        handle, name = tempfile.mkstemp(prefix="ring-", suffix=".json")
+        handle, name = tempfile.mkstemp(
+            prefix="ring-", suffix=".json", dir=launch_files.own_folder()
+        )
         with os.fdopen(handle, "w") as file:
             json.dump(entries, file)
         return Path(name)
