@@ -60,6 +60,8 @@ def read_leaves(text: str, source: str) -> Iterator[Leaf]:
         return
     if not isinstance(root, yaml.MappingNode):
         raise ConfigError(f"{_place(root, source)}: should be a mapping of keys to values.")
+    if not root.value:
+        return
     yield from _leaves_of(root, (), source)
 
 

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from launcher.files import UNUSABLE
 from launcher.models import SwitchInProgress
 from launcher.status import status_of
 from launcher.supervisor import Supervisor
@@ -35,7 +36,11 @@ class _Admin:
         return self._accepted()
 
     async def restart(self, request: Request) -> Response:
-        self._supervisor.restart()
+        try:
+            self._supervisor.restart()
+        except UNUSABLE as error:
+            message = f"nothing is restarted: {error}"
+            raise InvalidRequest(message) from error
         return self._accepted()
 
     async def lead(self, request: Request) -> Response:

@@ -186,10 +186,12 @@ def _while_running(observed: Observed, epoch: Epoch, policy: Policy) -> Action:
 def _improve(observed: Observed, epoch: Epoch, policy: Policy) -> Action:
     """Changes that can wait for an idle moment."""
     due = [observed.now + LOOK_AGAIN]
-    why = ""
+    gone = [name for name in epoch.order if name not in _names(observed.nodes)]
     back = [name for name in _names(available(observed)) if name not in epoch.order]
+    changes = [f"{', '.join(gone)} no longer belongs to it"] if gone else []
     if back and not _is_too_small(observed, frozenset(epoch.order) | set(back)):
-        why = f"{', '.join(back)} can take part"
+        changes.append(f"{', '.join(back)} can take part")
+    why = ", ".join(changes)
     due += [n.record.held_until for n in observed.nodes if n.up and n.record.is_held(observed.now)]
     rotates = policy.strategy == "round_robin" and observed.wishes.leader is None
     if rotates and epoch.ready_at is not None and len(epoch.order) > 1:

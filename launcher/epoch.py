@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -66,6 +67,9 @@ class RunningEpoch:
         self.outcome: Outcome | None = None
         self.granted = WishView()  # of what the coordinator was asked
         self._changed = changed
+        self._news = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        job.on_step = lambda: loop.call_soon_threadsafe(self._news.set)
         self.waited = running is not None
         self._job = job
         run = asyncio.to_thread(job.run) if running is None else running
@@ -102,6 +106,12 @@ class RunningEpoch:
         fault = self.watch.fault
         idle = self.watch.idle_since if in_flight == 0 else None
         return Epoch(self.order, phase, self.times.ready, idle, fault.reason if fault else "")
+
+    async def news(self, seconds: float) -> None:
+        """Wait until a rank has said that it has come further, at most so long."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._news.wait(), seconds)
+        self._news.clear()
 
     async def look(self, probe: HealthProbe) -> None:
         """Ask rank 0 once."""

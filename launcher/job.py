@@ -119,6 +119,7 @@ class Job:
         self.steps: Mapping[
             int, progress.Step
         ] = {}  # how far ranks have come, read from any thread
+        self.on_step: Callable[[], object] = lambda: None  # called in the thread of `run`
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
         self._closing = threading.RLock()  # a signal handler may call `stop` inside `stop`
@@ -212,7 +213,7 @@ class Job:
 
     def _is_open(self, process: subprocess.Popen[bytes], selector: selectors.BaseSelector) -> bool:
         """Whether output may still come; kills what is overdue or left over, which ends the pipes."""
-        overdue = self._kill_at is not None and time.monotonic() > self._kill_at
+        overdue = self._kill_at is not None and time.monotonic() >= self._kill_at
         if overdue or process.poll() is not None:
             kill_session(process.pid)
         return len(selector.get_map()) > 1
@@ -239,8 +240,10 @@ class Job:
 
     def _kill_after_failure(self) -> None:
         """Not this instant: which rank failed first, and why, comes within the next lines."""
-        if self._transcript.culprit is not None:
-            self._kill_within(LAST_LINES)
+        culprit = self._transcript.culprit
+        if culprit is not None:
+            # Who was killed has said nothing.
+            self._kill_within(LAST_LINES if culprit.code > 0 else 0.0)
         elif self._transcript.failures or self._transcript.has_failed:
             # A neighbour's end may be told before that of the rank it lost. mpirun tells of a rank that was
             # killed when it has ended the others.
@@ -269,6 +272,7 @@ class Job:
         if news := progress.heard(line):
             rank, step = news
             self.steps = {**self.steps, rank: step}
+            self.on_step()
         elif self._transcript.feed(line):
             self._relay(line, is_error)
 

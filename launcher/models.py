@@ -24,6 +24,7 @@ class ModelSwitch:
         self.wanted = served
         self.state = SwitchState.SERVING
         self.reason = ""
+        self.is_configured_anew = False
 
     @property
     def due(self) -> bool:
@@ -36,9 +37,20 @@ class ModelSwitch:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """More arguments of the server; later ones win.  None as long as nothing was changed."""
+        """More arguments of the server; later ones win.  None for the model that is configured."""
         model = self.wanted if self.is_loading else self.served
         return () if model == self.first else ("--model", model)
+
+    def configured(self, model: str) -> None:
+        """The configuration names another one now: what is served stays until somebody asks for it."""
+        if model != self.first:
+            self.first, self.is_configured_anew = model, model != self.served
+
+    def want_configured(self) -> None:
+        """Ask for the model of a configuration that has changed.  Raises SwitchInProgress."""
+        if self.is_configured_anew:
+            self.want(self.first)
+            self.is_configured_anew = False
 
     def want(self, model: str) -> None:
         """Ask for another model; asked for what is served, nothing is to be done."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
+from launcher.decide import Cause
 from launcher.epoch import Times
 
 KEPT = 50
@@ -41,27 +42,30 @@ class Recovery:
         return {k: round(v, 3) if isinstance(v, float) else v for k, v in fields.items()}
 
 
+@dataclass(frozen=True)
+class Broken:
+    """An epoch that has ended, and why; `node`: whose fault, if anybody's."""
+
+    times: Times
+    cause: Cause
+    reason: str
+    node: str | None
+
+
 def recovery_of(
-    before: Times,
-    after: Times,
-    *,
-    epoch: int,
-    cause: str,
-    reason: str,
-    node: str | None,
-    order: tuple[str, ...],
-    standby: bool,
+    broken: Broken, after: Times, epoch: int, order: tuple[str, ...], standby: bool
 ) -> Recovery:
-    """Of an epoch that has ended and one that is ready."""
+    """From the end of an epoch to the next one that is ready."""
+    before = broken.times
     assert before.faulted is not None
     assert before.ended is not None
     assert after.ready is not None
     answered = after.answered if after.answered is not None else after.ready
     return Recovery(
         epoch=epoch,
-        cause=cause,
-        reason=reason,
-        node=node,
+        cause=broken.cause.value,
+        reason=broken.reason,
+        node=broken.node,
         leader=order[0],
         nodes=len(order),
         standby=standby,

@@ -14,6 +14,7 @@ from typing import NoReturn, TextIO, cast
 import server.logs
 from config import ConfigError, Settings, add_arguments, load, render
 from config.launcher import LOGS_OFF, LauncherConfig
+from config.sources import find_directory
 from launcher import scratch as scratch_folders
 from launcher.admin import admin_routes
 from launcher.commands import COMMANDS
@@ -119,6 +120,7 @@ def main(arguments: Sequence[str]) -> int:
                 grace=args.grace,
                 server=command,
                 load=lambda more: settings_of(args, more),
+                folder=find_directory(args.config),
                 standby=(sys.executable, "-m", "server.standby", *words),
             )
             JobSpec(command, path, launch.backend, launch.starting_port).check(hosts)

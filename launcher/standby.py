@@ -51,6 +51,11 @@ class Standby:
         self._failures = 0
         self._ended = ""  # why the latest one ended unused
 
+    def use(self, cluster: Cluster) -> None:
+        """The nodes, from now on."""
+        self._cluster = cluster
+        self.drop("the configuration has changed")
+
     def tend(self, now: float, calm_since: float | None, reachable: Sequence[str]) -> None:
         """Begin or end one, as `standby_policy` says; to be called every now and then."""
         if self._spec is None:

@@ -25,6 +25,7 @@ class Launch:
     grace: float
     server: tuple[str, ...]  # the command of a rank with the user's arguments
     load: Callable[[Sequence[str]], Settings]  # the settings, with more `--set` arguments
+    folder: Path  # of the YAML files that `load` reads
     standby: tuple[str, ...] = ()  # the command of one who waits to be a rank, likewise
 
 
@@ -36,14 +37,16 @@ class Starter:
     ) -> None:
         """`scratch`: a folder for hostfiles."""
         self._launch, self._cluster, self._logs, self._scratch = launch, cluster, logs, scratch
-        self._patience = Patience(
-            config.coordinator.health_check_interval * config.coordinator.failure_threshold,
-            config.launcher.start_timeout,
-        )
+        self._patience = _patience_of(config)
         self._count = 0
         self.standby = Standby(
             self._standby_spec(config), config.launcher.standby_after, cluster, logs
         )
+
+    def use(self, config: Config, cluster: Cluster) -> None:
+        """Start others from now on; those who wait were begun by what was configured before."""
+        self._patience, self._cluster = _patience_of(config), cluster
+        self.standby.use(cluster)
 
     def start(
         self, order: Sequence[str], model: Sequence[str], changed: Callable[[], None]
@@ -82,3 +85,9 @@ class Starter:
     def _spec(self, command: tuple[str, ...], hostfile: Path) -> JobSpec:
         launch = self._launch
         return JobSpec(command, hostfile, launch.backend, launch.starting_port, launch.grace)
+
+
+def _patience_of(config: Config) -> Patience:
+    coordinator = config.coordinator
+    silence = coordinator.health_check_interval * coordinator.failure_threshold
+    return Patience(silence, config.launcher.start_timeout)

@@ -34,14 +34,15 @@ from launcher.decide import (
     next_action,
 )
 from launcher.door import Door, LeaderAddress
-from launcher.epoch import RunningEpoch, Times
+from launcher.epoch import RunningEpoch
+from launcher.files import UNUSABLE, Files, Found
 from launcher.frontdoor import metrics
 from launcher.logs import LogStream
 from launcher.models import ModelSwitch, SwitchInProgress
 from launcher.nodes import Cluster
 from launcher.policy import configured_leader, policy_of
 from launcher.probe import HealthProbe, LostNodes, unreachable
-from launcher.recoveries import Recoveries, recovery_of
+from launcher.recoveries import Broken, Recoveries, recovery_of
 from launcher.scratch import Scratch
 from launcher.starter import Launch, Starter
 from server.tls.contexts import launcher_tls
@@ -71,11 +72,12 @@ class Supervisor:
         self.recoveries = Recoveries()
         self.models = ModelSwitch(config.model.name)
         self.waiting_for = ""  # why nothing runs
-        self._broken: tuple[Times, Cause, str, str | None] | None = None  # what is recovered from
+        self._broken: Broken | None = None  # what is recovered from
         self._lost = LostNodes()
         self._wake = asyncio.Event()
         self._probe = HealthProbe(launcher_tls(config.tls))
         self._scratch = Scratch()
+        self._files = Files(config, cluster, launch.load, launch.hostfile, launch.folder)
         self._starter = Starter(launch, config, cluster, logs, Path(self._scratch.name))
         self.standby = self._starter.standby
         self.door: Door | None = None
@@ -91,7 +93,13 @@ class Supervisor:
         self._wake.set()
 
     def restart(self, reason: str = "a restart was asked for") -> None:
-        """Start a new epoch over all nodes that can take part; those that were kept out get another chance."""
+        """Start a new epoch over all nodes that can take part; those that were kept out get another chance.
+
+        Raises one of `files.UNUSABLE`, and restarts nothing, if that could not work.
+        """
+        self._take_up(self._files.read())
+        with contextlib.suppress(SwitchInProgress):
+            self.models.want_configured()
         self.records = {}
         self.history = replace(self.history, too_small=())
         self.wishes = replace(self.wishes, restart=reason)
@@ -123,6 +131,28 @@ class Supervisor:
         with contextlib.suppress(SwitchInProgress):
             self.switch_model(name)
 
+    def _reread(self) -> None:
+        """What has changed on disk holds from now on, unless it can't be used."""
+        try:
+            self._take_up(self._files.changed())
+        except UNUSABLE as error:
+            self._log("the configuration on disk can't be used", "warning", reason=str(error))
+
+    def _take_up(self, found: Found | None) -> None:
+        if found is None:
+            return
+        before, self.config, self.cluster = self.config, found.config, found.cluster
+        self._policy = policy_of(found.config)
+        self._starter.use(found.config, found.cluster)
+        self.models.configured(found.config.model.name)
+        if configured_leader(found.config) != configured_leader(before):
+            self.wishes = replace(self.wishes, leader=configured_leader(found.config))
+        nodes = ", ".join(member.name for member in found.cluster.members)
+        self._log("the configuration has changed on disk", nodes=nodes)
+        if found.kept:
+            kept = ", ".join(found.kept)
+            self._log("the launcher goes on as it was started", "warning", sections=kept)
+
     # the loop
 
     async def run(self, door: Door) -> int:
@@ -151,6 +181,8 @@ class Supervisor:
             self._wake.clear()
             self._notice_end()
             await self._notice_lost()
+            if self.epoch is None:
+                self._reread()
             await self._switch_if_wanted()
             action = next_action(self._observed(), self._policy)
             if isinstance(action, Finish):
@@ -230,7 +262,7 @@ class Supervisor:
                 self.records = decide.blame(self.records, fault.node, self._policy.breaker, now)
         self.history = decide.after(self.history, end)
         if self._broken is None and self.history.ever_ready:
-            self._broken = epoch.times, cause, end.reason, fault.node
+            self._broken = Broken(epoch.times, cause, end.reason, fault.node)
         self._say_down(end.reason)
 
     async def _notice_lost(self) -> None:
@@ -254,20 +286,10 @@ class Supervisor:
         self.door.leader_changed(address)
         self._log("serving", epoch=epoch.number, leader=leader.name, nodes=len(epoch.order))
         if self._broken is not None:
-            before, cause, reason, node = self._broken
-            self._broken = None
-            recovery = recovery_of(
-                before,
-                epoch.times,
-                epoch=epoch.number,
-                cause=cause.value,
-                reason=reason,
-                node=node,
-                order=epoch.order,
-                standby=epoch.waited,
-            )
+            broken, self._broken = self._broken, None
+            recovery = recovery_of(broken, epoch.times, epoch.number, epoch.order, epoch.waited)
             self.recoveries.add(recovery)
-            if cause is not Cause.STOPPED:
+            if broken.cause is not Cause.STOPPED:
                 metrics.FAILOVERS.inc()
                 metrics.RECOVERY_SECONDS.observe(recovery.total_s)
             self._logs.say("recovered", "info", **recovery.document())
@@ -303,7 +325,8 @@ class Supervisor:
 
     async def _look(self) -> None:
         while True:
-            await asyncio.sleep(self.config.launcher.probe_interval)
+            epoch, pause = self.epoch, self.config.launcher.probe_interval
+            await (asyncio.sleep(pause) if epoch is None else epoch.news(pause))
             epoch = self.epoch
             if epoch is not None and not epoch.ended:
                 await epoch.look(self._probe)
@@ -336,6 +359,7 @@ class Supervisor:
     async def _probe_nodes(self) -> None:
         """Look after nodes that take no part: gone ones may be back."""
         while True:
+            self._reread()
             in_ring = self.epoch.order if self.epoch is not None else ()
             members = [m for m in self.cluster.members if m.name not in in_ring]
             if self.history.last is not None:

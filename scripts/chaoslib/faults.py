@@ -15,7 +15,7 @@ from chaoslib.on_hosts import HostCluster
 from hostlib.host import Host
 
 ON_ONE_MACHINE = ("kill", "stop", "launch")
-ON_HOSTS = (*ON_ONE_MACHINE, "link", "partition", "apart", "power")
+ON_HOSTS = (*ON_ONE_MACHINE, "link", "partition", "apart", "power", "freeze")
 
 
 Pairs = Sequence[tuple[list[Host], list[Host]]]
@@ -110,6 +110,12 @@ def cut_power(cluster: HostCluster, name: str) -> Fault:
     )
 
 
+def freeze(cluster: HostCluster, name: str) -> Fault:
+    """A host that does nothing any more, and whose kernel still takes connections for it."""
+    host = cluster.hosts[name]
+    return Fault("freeze", f"{name} frozen", host.freeze, host.thaw)
+
+
 def choose_fault(cluster: Cluster, kind: str, choose: random.Random) -> Fault:
     """A fault of this kind for somebody who takes part; a rank is killed where no host can be harmed."""
     ranks = sorted(cluster.ranks())
@@ -120,7 +126,7 @@ def choose_fault(cluster: Cluster, kind: str, choose: random.Random) -> Fault:
     if kind == "apart":
         assert isinstance(cluster, HostCluster), f"{kind} needs hosts"
         return part_all(cluster)
-    of_hosts = {"link": pull_cable, "partition": part, "power": cut_power}
+    of_hosts = {"link": pull_cable, "partition": part, "power": cut_power, "freeze": freeze}
     if kind in of_hosts:
         assert isinstance(cluster, HostCluster), f"{kind} needs hosts"
         # Not the first host: the launcher runs there, and has to be reached by clients.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -88,12 +88,19 @@ class Trial:
 
     async def faults(self, kinds: Sequence[str], choose: random.Random) -> Result:
         """Faults of these kinds in a row, while requests follow each other without end."""
+        chosen = (lambda kind=kind: choose_fault(self._cluster, kind, choose) for kind in kinds)
+        return await self.each(chosen, settled=False)
+
+    async def each(self, faults: Iterable[Callable[[], Fault]], settled: bool = True) -> Result:
+        """These in a row, likewise; `settled`: those who are to take over are there before each of them."""
         async with self._pressed() as (load, pressing):
-            for kind in kinds:
+            for make in faults:
                 await self._ready()
                 await asyncio.to_thread(self._cluster.make_whole)
+                if settled:
+                    await self._settled()
                 await self._flowing(load, pressing)
-                fault = choose_fault(self._cluster, kind, choose)
+                fault = await asyncio.to_thread(make)
                 event = await self._do(fault)
                 await self._flowing(load, pressing)
                 await asyncio.to_thread(fault.undo)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -98,6 +99,18 @@ class Host:
         for process in self.processes:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+
+    def freeze(self) -> None:
+        """Nothing runs any more, sshd neither; the kernel goes on to answer for open ports."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        for process in self._members():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     def connect(self, address: str) -> None:
         """Give the link its address."""

@@ -44,7 +44,7 @@ def test_leaves_know_their_lines():
     }
 
 
-@pytest.mark.parametrize("text", ["", "# nothing\n", "null\n", "a:\n", "a:\n  # b: 1\n"])
+@pytest.mark.parametrize("text", ["", "# nothing\n", "null\n", "{}\n", "a:\n", "a:\n  # b: 1\n"])
 def test_a_file_of_comments_says_nothing(text):
     assert list(read_leaves(text, "x.yaml")) == []
 

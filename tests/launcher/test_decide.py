@@ -253,3 +253,17 @@ def test_whatever_happens_there_is_one_epoch_of_nodes_that_are_there(
 @given(what_happens)
 def test_the_same_observations_give_the_same_actions(steps: list[tuple[float, str, str]]) -> None:
     assert _live(steps) == _live(steps)
+
+
+def test_a_node_that_was_taken_out_of_the_configuration_leaves_at_an_idle_moment() -> None:
+    left = NODES[:2]
+    busy = seen(epoch=serving(idle_since=None), nodes=left, history=SERVED)
+    assert isinstance(next_action(busy, POLICY), Wait)
+    idle = replace(busy, epoch=serving())
+    assert next_action(idle, POLICY) == Stop("master no longer belongs to it")
+
+
+def test_who_is_new_in_the_configuration_is_taken_in_with_whom_has_left() -> None:
+    other = (*NODES[:2], Node("mini3"))
+    action = next_action(seen(epoch=serving(), nodes=other, history=SERVED), POLICY)
+    assert action == Stop("master no longer belongs to it, mini3 can take part")

@@ -52,3 +52,27 @@ def test_a_wish_may_change_until_it_is_begun() -> None:
     models.want("medium")
     assert models.due
     assert models.wanted == "medium"
+
+
+def test_a_model_that_the_configuration_names_anew_waits_for_a_wish() -> None:
+    """A restart after a failure goes on with the one whose answers are under way."""
+    switch = ModelSwitch("a")
+    switch.configured("b")
+    assert (switch.served, switch.arguments, switch.due) == ("a", ("--model", "a"), False)
+    switch.want_configured()
+    assert (switch.wanted, switch.due) == ("b", True)
+    switch.loading()
+    assert switch.arguments == ()
+    switch.loaded()
+    switch.want_configured()
+    assert (switch.served, switch.due) == ("b", False)
+
+
+def test_a_model_that_an_operator_chose_outlives_other_changes() -> None:
+    switch = ModelSwitch("a")
+    switch.want("b")
+    switch.loading()
+    switch.loaded()
+    switch.configured("a")
+    switch.want_configured()
+    assert (switch.served, switch.due) == ("b", False)

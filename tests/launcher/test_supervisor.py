@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from starlette.testclient import TestClient
 
-from config import load
+from config import Settings, load
 from launcher.admin import admin_routes
 from launcher.decide import Phase, Start, next_action
 from launcher.door import LeaderAddress
@@ -58,8 +59,17 @@ class Door:
 def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
     hostfile = tmp_path / "hostfile.json"
     hostfile.write_text(local_hostfile(3))
-    settings = load(None, {}, ["launcher.log_folder=none"])
-    launch = Launch(hostfile, "ring", 32323, 1.0, ("true",), lambda more: load(None, {}, [*more]))
+    folder = tmp_path / "config"
+    folder.mkdir()
+    (folder / "cluster.yaml").touch()
+    (folder / "nodes.yaml").write_text(Path("config/nodes.yaml").read_text())
+    (folder / "models.yaml").write_text(Path("config/models.yaml").read_text())
+
+    def read(more: Sequence[str]) -> Settings:
+        return load(folder, {}, ["launcher.log_folder=none", *more])
+
+    settings = read(())
+    launch = Launch(hostfile, "ring", 32323, 1.0, ("true",), read, folder)
     logs = LogStream(out=io.StringIO(), error=io.StringIO())
     made = Supervisor(launch, settings, Cluster.of(settings.config, hostfile), logs)
     made.door = Door()
@@ -230,3 +240,35 @@ def test_a_node_that_a_broken_epoch_has_lost_takes_no_part_in_the_next(
     action = next_action(supervisor._observed(), supervisor._policy)
     assert isinstance(action, Start)
     assert sorted(action.order) == ["master", "mini1"]
+
+
+def test_a_restart_over_a_broken_configuration_is_refused_and_nothing_happens(
+    supervisor: Supervisor, client: TestClient
+) -> None:
+    hostfile = supervisor._files._hostfile
+    hostfile.write_text("[")
+    refused = client.post("/admin/restart")
+    assert refused.status_code == 400
+    message = refused.json()["error"]["message"]
+    assert "nothing is restarted" in message
+    assert str(hostfile) in message
+    assert supervisor.wishes.restart == ""
+    supervisor._reread()  # as before a start, which goes on with what is known
+    assert len(supervisor.cluster.members) == 3
+
+
+def test_a_restart_takes_nodes_and_settings_as_they_are_on_disk(
+    supervisor: Supervisor, client: TestClient
+) -> None:
+    supervisor._files._hostfile.write_text(local_hostfile(2))
+    folder = supervisor._starter._launch.folder
+    (folder / "cluster.yaml").write_text("launcher: {backoff_max: 7}")
+    nodes = yaml.safe_load((folder / "nodes.yaml").read_text())
+    del nodes["nodes"]["master"]
+    (folder / "nodes.yaml").write_text(yaml.safe_dump(nodes))
+    answer = client.post("/admin/restart")
+    assert answer.status_code == 202, answer.text
+    assert [node["name"] for node in answer.json()["nodes"]] == ["mini1", "mini2"]
+    assert supervisor._policy.backoff_max == 7
+    action = next_action(supervisor._observed(), supervisor._policy)
+    assert action == Start(("mini1", "mini2"))
