@@ -31,6 +31,7 @@ from typing import IO, NoReturn
 from launcher.hostfile import Hostfile, HostfileError, local_hostfile, read_hostfile
 from launcher.login import explain_login
 from launcher.outcome import Outcome, Transcript
+from launcher.rank_files import PLACE
 from launcher.remote import environment_arguments
 from launcher.scratch import Scratch
 from launcher.session import KILL_TIMEOUT, kill_session
@@ -76,15 +77,15 @@ class JobSpec:
         return [*arguments, "--", *self.command]
 
     def environment(self, base: Mapping[str, str], scratch: str = "") -> dict[str, str]:
-        """`base` with this interpreter's programs found first and temporary files in `scratch`."""
+        """`base` with this interpreter's programs found first and the files of local ranks in `scratch`."""
         programs = str(Path(sys.executable).parent)
         environment = {**base, "PATH": os.pathsep.join([programs, base.get("PATH", os.defpath)])}
         # Unbuffered, Python writes a line and its end apart, and lines of several ranks get mixed.
         environment.pop("PYTHONUNBUFFERED", None)
-        if scratch and self.backend == "ring":
-            # mlx.launch leaves two files for each rank.  mpirun cleans up, and puts sockets there, whose
-            # paths must not get long.
-            environment["TMPDIR"] = scratch
+        if scratch:
+            # Their other temporary files stay where they are: on a CPU, MLX finds the kernels there that it has
+            # compiled before, and each rank would wait for the compiler otherwise.
+            environment[PLACE] = scratch
         if self.backend == "mpi" and os.geteuid() == 0:
             environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         return environment

@@ -11,16 +11,19 @@ import shlex
 
 from server.launch_files import PREFIX
 
+PLACE = "MLX_CLUSTER_RANK_FILES"
+"""The variable that names where the folders of ranks are made, if that is not where temporary files are."""
+
 # For bash and zsh, whatever the user has on that host.  First go the folders of ranks that are gone: a shell
 # becomes the rank, with its process id.  With a template `mktemp` does the same on macOS and Linux, and for
 # `find` a pattern without a match is no error.
-_TEMPORARY = '"${TMPDIR:-/tmp}/"'
 PREPARE = (
-    f"find {_TEMPORARY} -maxdepth 1 -type d -user \"$(id -u)\" -name '{PREFIX}*' 2>/dev/null | "
+    f'mlxc_place="${{{PLACE}:-${{TMPDIR:-/tmp}}}}"; '
+    f'find "$mlxc_place/" -maxdepth 1 -type d -user "$(id -u)" -name \'{PREFIX}*\' 2>/dev/null | '
     "while read -r mlxc_left; do "
     f"mlxc_pid=${{mlxc_left##*/{PREFIX}}}; mlxc_pid=${{mlxc_pid%%-*}}; "
     'kill -0 "$mlxc_pid" 2>/dev/null || rm -rf "$mlxc_left"; done; '
-    f'if mlxc_folder=$(mktemp -d "${{TMPDIR:-/tmp}}/{PREFIX}$$-XXXXXX"); '
+    f'if mlxc_folder=$(mktemp -d "$mlxc_place/{PREFIX}$$-XXXXXX"); '
     'then mktemp() { command mktemp "$mlxc_folder/XXXXXX"; }; fi; '
 )
 _PIDFILE = re.compile(rf"(?P<place>/\S*)/{PREFIX}(?P<pid>\d+)-\w+/\w+")

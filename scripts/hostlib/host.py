@@ -71,8 +71,10 @@ class Host:
         return self.folder / "tmp"
 
     def left_files(self) -> list[str]:
-        """Temporary files, without those of launchers, which remove what one that was killed has left."""
-        names = (path.name for path in self.temporary.iterdir())
+        """Temporary files, without those of launchers, which remove what one that was killed has left, and
+        without the kernels that MLX has compiled.
+        """
+        names = {path.name for path in self.temporary.iterdir()} - {"mlx"}
         return sorted(name for name in names if not name.startswith(PREFIX))
 
     @property
