@@ -13,6 +13,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import structlog
@@ -75,7 +76,8 @@ class MemoryReport:
 
 
 class Rank:
-    """Start it once; `joined`, `placed`, `loaded` and `ended` resolve in this order, or fail with the reason.
+    """Start it once; `joined`, `placed`, `opened`, `loaded` and `ended` resolve in this order, or fail with the
+    reason.
 
     Until `joined`, MLX holds the interpreter's lock while it looks for the other ranks: no other thread runs.
     """
@@ -91,10 +93,11 @@ class Rank:
         self.phase = Phase.JOINING
         self.joined: Future[None] = Future()
         self.placed: Future[Placement] = Future()
+        self.opened: Future[None] = Future()  # the ports of all ranks
         self.loaded: Future[Engine | None] = Future()  # the engine on rank 0
         self.ended: Future[None] = Future()
         self._ports: Future[str] = Future()  # why this node's ports can't be opened, or ""
-        for future in (self.joined, self.placed, self.loaded, self.ended, self._ports):
+        for future in (*self._milestones, self.ended, self._ports):
             future.set_running_or_notify_cancel()  # whoever waits may give up, but not cancel them
         self.load_progress = 0.0  # 0 to 1, of `activity`
         self.activity = "joining the other ranks"
@@ -109,6 +112,10 @@ class Rank:
     def start(self) -> None:
         """Start the thread."""
         self._thread.start()
+
+    @property
+    def _milestones(self) -> tuple[Future[Any], ...]:
+        return self.joined, self.placed, self.opened, self.loaded
 
     def ports_opened(self, problem: str = "") -> None:
         """Go on after `placed`: this node's other ports are open, or `problem` says why not.
@@ -169,7 +176,7 @@ class Rank:
     def _end(self, error: Exception | None) -> None:
         """Tell everybody who follows this rank; what broke because it was to stop is no error."""
         self.phase = Phase.ENDED
-        for future in (self.joined, self.placed, self.loaded):
+        for future in self._milestones:
             if error is not None and not future.done():
                 future.set_exception(error)
         stopped = self._stopping.is_set() and isinstance(error, (TransportError, EngineStopped))
@@ -218,6 +225,7 @@ class Rank:
                 ):  # found by all of them: whoever started the ring may know more nodes
                     raise too_little from None
                 raise
+            self.opened.set_result(None)
             network = self.config.network
             self.activity = "connecting to the neighbours"
             if ring.size > 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -153,13 +154,32 @@ def _init(tunnel: RingTunnel | None) -> mx.distributed.Group | None:
     if launched_size() in (None, 1) and not os.environ.get("MLX_IBV_DEVICES"):
         return None
     try:
-        with _joining_by(tunnel):
+        with _joining_by(tunnel), _politely():
             group = mx.distributed.init(strict=True)
     except RuntimeError as error:
         raise LinkClosed(f"the ranks did not find each other: {error}") from error
     if tunnel is not None:
         tunnel.take_over()
     return group if group.size() > 1 else None
+
+
+@contextlib.contextmanager
+def _politely() -> Iterator[None]:
+    """Lets whoever has something to do go first, where the ranks share processors.
+
+    One that has been called calls the next, and the last of them listens only after its own call: if those that
+    it wakes run at once, in its place, they find nobody and try again a second later.
+    """
+    if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        yield  # on Macs, each rank has its own
+        return
+    with contextlib.suppress(PermissionError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 @contextlib.contextmanager

@@ -140,6 +140,8 @@ class RankProcess:
         logs.bind_rank(meeting.node.name, meeting.rank, meeting.epoch)
         self._role = self._make_role(placement)
         await self._open_ports(self._role)
+        # Earlier the coordinator may not be there, and gRPC lets a second pass before it calls again.
+        await self._unless_stopped(_follow(self.rank.opened))
         target = self.settings.config.coordinator.reached_at(meeting.hosts[0])
         network = self.settings.config.network
         tls = self._tls(meeting.node.name)
