@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 from config import DEMO, Config
+from pipeline.ahead import Ahead, state_of
 from pipeline.checkpoint import Checkpoint, Progress
+from pipeline.checkpoint.progress import silent
 from pipeline.demo_model import ensure_demo_model
+
+_ahead: Ahead[Checkpoint] = Ahead()
+
+
+def open_ahead(config: Config) -> Checkpoint:
+    """Have `open_checkpoint` return what is opened now, with all that is known without reading weights.
+
+    Raises ModelError.
+    """
+    state = state_of(_open(config, silent).path)
+    checkpoint = _open(config, silent)
+    checkpoint.blueprint()
+    _ahead.keep(_key(config), checkpoint.path, state, checkpoint)
+    return checkpoint
 
 
 def open_checkpoint(config: Config, progress: Progress) -> Checkpoint:
@@ -12,6 +28,15 @@ def open_checkpoint(config: Config, progress: Progress) -> Checkpoint:
 
     Raises ModelError.
     """
+    return _ahead.take(_key(config)) or _open(config, progress)
+
+
+def _key(config: Config) -> tuple[str, str | None, bool]:
+    model = config.model
+    return model.source, model.revision, model.trust_remote_code
+
+
+def _open(config: Config, progress: Progress) -> Checkpoint:
     model = config.model
     source = model.source
     if source == DEMO:

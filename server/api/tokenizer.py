@@ -11,6 +11,7 @@ from jinja2 import TemplateSyntaxError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import load_tokenizer as read_tokenizer
 
+from pipeline.ahead import Ahead, state_of
 from pipeline.errors import CheckpointError
 from server.api.harmony import TURN_ENDS, is_harmony
 from server.api.templates import MAX_REASON_CHARS, TEMPLATE_FAILURES
@@ -27,21 +28,40 @@ def load_tokenizer(
     Raises CheckpointError when the files are missing, broken, or need code that is not trusted, and when the
     chat template is no template.
     """
-    try:
-        tokenizer = read_tokenizer(
-            folder,
-            {"trust_remote_code": trust_remote_code},
-            eos_token_ids=config.get("eos_token_id"),
-        )
-    except Exception as error:  # the tokenizers library raises the base class itself
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{folder}: the tokenizer can't be loaded: {reason}") from error
+    key = _key(folder, config, trust_remote_code)
+    tokenizer = _ahead.take(key) or _read(folder, config, trust_remote_code)
     if is_harmony(tokenizer):
         for token in TURN_ENDS:  # whatever the folder's files say
             tokenizer.add_eos_token(token)
     bind_template(tokenizer)
     _try_template(tokenizer, folder)
     return tokenizer
+
+
+_ahead: Ahead[TokenizerWrapper] = Ahead()
+
+
+def read_ahead(folder: Path, config: Mapping[str, Any], trust_remote_code: bool) -> None:
+    """Have `load_tokenizer` use what is read now.  Raises CheckpointError."""
+    state = state_of(folder)
+    tokenizer = _read(folder, config, trust_remote_code)
+    _ahead.keep(_key(folder, config, trust_remote_code), folder, state, tokenizer)
+
+
+def _key(folder: Path, config: Mapping[str, Any], trusted: bool) -> tuple[Path, str, bool]:
+    return folder, str(config.get("eos_token_id")), trusted
+
+
+def _read(folder: Path, config: Mapping[str, Any], trusted: bool) -> TokenizerWrapper:
+    try:
+        return read_tokenizer(
+            folder,
+            {"trust_remote_code": trusted},
+            eos_token_ids=config.get("eos_token_id"),
+        )
+    except Exception as error:  # the tokenizers library raises the base class itself
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{folder}: the tokenizer can't be loaded: {reason}") from error
 
 
 def _try_template(tokenizer: TokenizerWrapper, folder: Path) -> None:

@@ -1,12 +1,14 @@
 """python -m server.standby: `python -m server`, begun before anybody knows its rank.
 
-It imports what a rank needs, says so, and waits on standard input without using the processor: for an
-assignment (see server.standby.assignment), after which it is a rank like any other, or for the end, with which
-it ends.  Until then it reads no settings, joins no ring and opens no port.
+It imports what a rank needs, reads what is small of the model, says so, and waits on standard input without
+using the processor: for an assignment (see server.standby.assignment), after which it is a rank like any other,
+or for the end, with which it ends.  Until then it joins no ring and opens no port, and what it has read counts
+only as far as it still holds.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import select
 import sys
@@ -14,6 +16,7 @@ import time
 import tty
 from importlib import import_module
 
+from config import ConfigError, add_arguments, from_arguments
 from server import exit_status, launch_files
 from server.__main__ import end, fatal, main, prepare
 from server.standby.assignment import (
@@ -41,6 +44,7 @@ def stand_by(arguments: list[str]) -> int:
         import_module(module)
     spare = import_module("server.templating.renderer").SPARE
     spare.start()  # for rank 0, whose start waits for it
+    read_ahead(arguments)
     take_any_line(0)
     launch_files.remove()  # there is nothing in them that it would need
     print(said(place, Word.WARM), flush=True)
@@ -58,6 +62,21 @@ def stand_by(arguments: list[str]) -> int:
     if 0 < rank == len(assignment.places) - 1:
         time.sleep(HEAD_START)
     return main([*arguments, *assignment.arguments])
+
+
+def read_ahead(arguments: list[str]) -> None:
+    """All of the model but its weights.  What is wrong with it is told by the rank that needs it."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    model = import_module("pipeline.served_model")
+    tokenizer = import_module("server.api.tokenizer")
+    try:
+        config = from_arguments(parser.parse_args(arguments), os.environ).config
+        checkpoint = model.open_ahead(config)
+        trusted = config.model.trust_remote_code
+        tokenizer.read_ahead(checkpoint.path, checkpoint.config, trusted)
+    except (ConfigError, import_module("pipeline.errors").ModelError):
+        return
 
 
 def wait(descriptor: int, lease: float = LEASE) -> Assignment | None:

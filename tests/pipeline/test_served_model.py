@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from config import load
 from pipeline import demo_model
 from pipeline.errors import ModelNotFound, UnsupportedModel
-from pipeline.served_model import open_checkpoint
+from pipeline.served_model import open_ahead, open_checkpoint
 from tests.pipeline.test_checkpoint_code import with_code
 from tests.pipeline.tiny_models import LLAMA, make_folder
 
@@ -60,3 +61,24 @@ def test_a_missing_folder(tmp_path: Path) -> None:
     config = load(None, {}, short={"model": str(tmp_path / "none")}).config
     with pytest.raises(ModelNotFound):
         open_checkpoint(config, silent)
+
+
+def test_what_was_opened_ahead_serves_in_another_thread(tmp_path: Path) -> None:
+    """MLX works in the thread of the engine, which begins later."""
+    folder = make_folder(tmp_path / "tiny", LLAMA)
+    config = load(None, {}, short={"model": str(folder)}).config
+    ahead = open_ahead(config)
+    with ThreadPoolExecutor(1) as engine:
+        checkpoint = engine.submit(open_checkpoint, config, silent).result()
+        assert checkpoint is ahead
+        stage = engine.submit(checkpoint.load_stage, 0, checkpoint.num_layers).result()
+    assert len(stage.model.layers) == checkpoint.num_layers
+    assert open_checkpoint(config, silent) is not ahead
+
+
+def test_what_was_opened_ahead_is_not_used_for_files_that_have_changed(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "tiny", LLAMA)
+    config = load(None, {}, short={"model": str(folder)}).config
+    ahead = open_ahead(config)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 3}')
+    assert open_checkpoint(config, silent) is not ahead

@@ -7,7 +7,7 @@ import pytest
 import structlog
 
 from pipeline.errors import CheckpointError
-from server.api.tokenizer import load_tokenizer
+from server.api.tokenizer import load_tokenizer, read_ahead
 from tests.server.api.fakes import TOKENIZER, ids, make_tokenizer
 
 
@@ -79,3 +79,20 @@ def test_a_template_that_is_no_text(folder: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": 5}))
     with pytest.raises(CheckpointError, match=str(folder)):
         load_tokenizer(folder, {}, trust_remote_code=False)
+
+
+def test_what_was_read_ahead_is_used_for_the_same_files_and_end_tokens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_ahead(folder, {"eos_token_id": 5}, trust_remote_code=False)
+    monkeypatch.setattr("server.api.tokenizer.read_tokenizer", None)  # nothing is read any more
+    tokenizer = load_tokenizer(folder, {"eos_token_id": 5}, trust_remote_code=False)
+    assert tokenizer.encode("hello") == ids("hello")
+    with pytest.raises(CheckpointError):
+        load_tokenizer(folder, {"eos_token_id": 5}, trust_remote_code=False)
+
+
+def test_other_end_tokens_are_not_those_that_were_read_ahead(folder: Path) -> None:
+    read_ahead(folder, {"eos_token_id": 5}, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder, {"eos_token_id": 7}, trust_remote_code=False)
+    assert tokenizer.eos_token_ids == {7, TOKENIZER.eos_token_id}
