@@ -24,7 +24,6 @@ from pipeline.steps import PrefillBatch, PrefillChunk
 COPIED_CHUNKS = 64
 COPIED_SHARE = 0.25
 
-MANY = 8  # streams
 COMING_CHUNKS = (
     4  # of the largest size: of the prompts that wait, so much counts for the size of chunks
 )
@@ -48,7 +47,6 @@ class Prefilling:
 
     def __init__(self) -> None:
         self._turns: deque[Sequence] = deque()
-        self._decodes = 0  # steps that went out since the last chunk, while one was due
 
     def __len__(self) -> int:
         return len(self._turns)
@@ -85,25 +83,11 @@ class Prefilling:
             return True
         return limits.prefill_rows > 1 and self.tokens + tokens <= limits.prefill_chunk
 
-    def note_decode(self) -> None:
-        """A decode step goes out."""
-        self._decodes += bool(self._turns)
-
-    def worth_waiting(self, decoding: int, groups: int, fixed_tokens: float) -> bool:
-        """Whether the next chunk is held back, as others may come to share what its step costs beside tokens.
-
-        Beside many streams others come soon; and each of these has only its next step first.
-        """
-        if decoding < MANY or self._decodes >= groups:
-            return False
-        return self.tokens < fixed_tokens
-
     def take(self, room: Room) -> tuple[PrefillBatch, list[Sequence]]:
         """The next step's chunks, and the prompts that are handed out whole with them.
 
         Raises IndexError if there are none.
         """
-        self._decodes = 0
         rows = self._rows(room)
         chunks, done = [], []
         for sequence in rows:

@@ -339,7 +339,6 @@ class Scheduler:
             return self._next_chunks()
         if ready is None:
             return None
-        self._prefilling.note_decode()
         self._groups.send(ready, self._next_step)
         return DecodeBatch(ready.id, tuple(ready.members))
 
@@ -347,13 +346,9 @@ class Scheduler:
         """While streams run, few chunks go between two steps of each: these queue behind them."""
         if not self._prefilling:
             return False
-        decoding, groups = sum(map(len, self._groups.members)), self._groups.active
-        if not groups:
-            return len(self._in_flight) < self.limits.deep
-        if self._groups.chunks_between >= self.limits.chunks_between:
-            return False
-        fixed = self.pacing.chunks.fixed_tokens()
-        return not self._prefilling.worth_waiting(decoding, groups, fixed)
+        if self._groups.active:
+            return self._groups.chunks_between < self.limits.chunks_between
+        return len(self._in_flight) < self.limits.deep
 
     def _next_chunks(self) -> PrefillBatch:
         limits, sizes = self.limits, self.pacing.chunks

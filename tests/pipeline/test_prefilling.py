@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from itertools import chain
 
@@ -170,40 +169,6 @@ def test_padding_counts_for_running_streams() -> None:
     assert max(late) <= 0.5 / (4 * 0.002)
     assert max(len(batch.chunks) for batch in plans_of(driver)) > 1
     driver.drain()
-
-
-@pytest.mark.parametrize(("streams", "batches"), [(4, [1, 1]), (12, [2])])
-def test_beside_many_streams_a_short_prompt_waits_for_another_one(
-    streams: int, batches: list[int]
-) -> None:
-    """Until each has had its next step, as that of the prompt would cost more than its tokens do."""
-    driver = Driver(wide(64), ChosenPacing(3))
-    for _ in range(streams):
-        driver.add(prompt=1, max_tokens=500)
-    for _ in range(40):
-        driver.turn()
-    driver.add(prompt=6)
-    driver.turn()  # of several groups one has its turn
-    driver.add(prompt=6)
-    for _ in range(20):
-        driver.turn()
-    assert [len(batch.chunks) for batch in plans_of(driver)] == batches
-
-
-@pytest.mark.parametrize("streams", [1, 12])
-def test_a_short_prompt_waits_for_the_next_step_of_each_stream_at_most(streams: int) -> None:
-    driver = Driver(wide(64), ChosenPacing(3))
-    for _ in range(streams):
-        driver.add(prompt=1, max_tokens=500)
-    for _ in range(40):
-        driver.turn()
-    before = len(driver.plans)
-    driver.add(prompt=6)
-    while not plans_of(driver):
-        driver.turn()
-    steps = [p.work for p in driver.plans[before:] if isinstance(p.work, DecodeBatch)]
-    fed = Counter(chain(*(step.sequences for step in steps)))
-    assert max(fed.values(), default=0) <= 2
 
 
 def test_one_of_several_is_cancelled_while_its_chunk_is_under_way() -> None:
