@@ -55,7 +55,7 @@ class LauncherConfig(Section):
     standby: Flag = Field(
         default=True,
         description="Whether the next ranks are started beside those that serve, and wait until they are "
-        "needed: it saves most of the time of a launch after a failure, and takes some 200 MB on each node. "
+        "needed: it saves most of the time of a launch after a failure, and takes some 250 MB on each node. "
         "Only with the ring backend.",
     )
     standby_after: Seconds = Field(

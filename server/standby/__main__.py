@@ -8,6 +8,11 @@ only as far as it still holds.
 
 from __future__ import annotations
 
+from server import launch_files
+
+if __name__ == "__main__":
+    launch_files.remove()  # before it takes any time: there is nothing in them that it would need
+
 import argparse
 import os
 import select
@@ -17,7 +22,7 @@ import tty
 from importlib import import_module
 
 from config import ConfigError, add_arguments, from_arguments
-from server import exit_status, launch_files
+from server import exit_status
 from server.__main__ import end, fatal, main, prepare
 from server.standby.assignment import (
     LEASE,
@@ -46,7 +51,6 @@ def stand_by(arguments: list[str]) -> int:
     spare.start()  # for rank 0, whose start waits for it
     read_ahead(arguments)
     take_any_line(0)
-    launch_files.remove()  # there is nothing in them that it would need
     print(said(place, Word.WARM), flush=True)
     try:
         assignment = wait(0)

@@ -83,5 +83,7 @@ def test_nobody_waits_for_a_launcher_that_has_ended(
         STOP_DEADLINE,
         ended=True,
     )
-    assert cluster.taken_ports() == []
-    assert cluster.left_files() == []
+    # The kernel may close the sockets of a process that was killed a moment after it has ended.
+    cluster.wait(lambda: not cluster.taken_ports(), "ports are taken", STOP_DEADLINE, ended=True)
+    if state == "warm":  # who is ended before it runs leaves its files to the next start
+        assert cluster.left_files() == []
