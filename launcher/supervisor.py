@@ -97,7 +97,7 @@ class Supervisor:
 
         Raises one of `files.UNUSABLE`, and restarts nothing, if that could not work.
         """
-        self._take_up(self._files.read())
+        self._take_up(self._files.read(), wanted=True)
         with contextlib.suppress(SwitchInProgress):
             self.models.want_configured()
         self.records = {}
@@ -138,9 +138,16 @@ class Supervisor:
         except UNUSABLE as error:
             self._log("the configuration on disk can't be used", "warning", reason=str(error))
 
-    def _take_up(self, found: Found | None) -> None:
+    def _take_up(self, found: Found | None, wanted: bool = False) -> None:
+        """`wanted`: for the next start, which is to come now."""
         if found is None:
             return
+        known = {member.name for member in self.cluster.members}
+        new = [m for m in found.cluster.members if m.name not in known and not m.is_local]
+        if wanted and new:
+            self._lost.search(new)
+        else:  # as long as `_probe_nodes` has not found it
+            self.down |= {member.name: "nobody has looked for it yet" for member in new}
         before, self.config, self.cluster = self.config, found.config, found.cluster
         self._policy = policy_of(found.config)
         self._starter.use(found.config, found.cluster)
@@ -362,7 +369,7 @@ class Supervisor:
             self._reread()
             in_ring = self.epoch.order if self.epoch is not None else ()
             members = [m for m in self.cluster.members if m.name not in in_ring]
-            if self.history.last is not None:
+            if self.epoch is not None or self.history.last is not None:
                 found = await unreachable(members)
                 left = {n: w for n, w in self.down.items() if n not in [m.name for m in members]}
                 self._are_down({**left, **found})

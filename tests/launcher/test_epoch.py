@@ -17,7 +17,8 @@ from launcher.nodes import Cluster
 from launcher.outcome import Outcome
 from launcher.probe import HealthProbe
 from launcher.watch import RankView, Report
-from tests.launcher.processes import RANK, is_running, wait_for
+from server.progress import Step, said
+from tests.launcher.processes import DEADLINE, RANK, is_running, wait_for
 
 NONE = Patience(silence=-1.0, start=600.0)  # any silence is too long
 
@@ -92,3 +93,20 @@ def test_ranks_that_never_say_anything_are_given_up(cluster: Cluster, tmp_path: 
     assert "nothing has been heard of the start of mini1, mini2" in epoch.fault.reason
     pids = [int(line.split()[2]) for line in lines]
     assert not any(map(is_running, pids))
+
+
+@pytest.mark.ranks
+def test_what_a_rank_says_of_its_start_is_heard_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    step = Step(3, 40, "loading layers 0-9")
+    command = (sys.executable, "-c", f"print({said(1, step)!r})")
+    lines: list[str] = []
+
+    async def live() -> None:
+        job = Job(JobSpec(command, tmp_path / "hostfile.json"), lambda line, _: lines.append(line))
+        epoch = RunningEpoch(1, cluster.members, job, NONE, lambda: None)
+        await asyncio.wait_for(epoch.news(10 * DEADLINE), DEADLINE)
+        assert job.steps == {1: step}
+        await epoch.wait()
+
+    asyncio.run(live())
+    assert lines == []  # nothing of it is for the user

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -272,3 +273,21 @@ def test_a_restart_takes_nodes_and_settings_as_they_are_on_disk(
     assert supervisor._policy.backoff_max == 7
     action = next_action(supervisor._observed(), supervisor._policy)
     assert action == Start(("mini1", "mini2"))
+
+
+def test_a_node_that_was_added_takes_no_part_before_it_was_looked_for(
+    supervisor: Supervisor,
+) -> None:
+    """A cluster that serves is not stopped for a node that may not be there."""
+    hostfile = supervisor._files._hostfile
+    folder = supervisor._starter._launch.folder
+    nodes = yaml.safe_load((folder / "nodes.yaml").read_text())
+    nodes["nodes"]["mini3"] = {"node_id": 3, "host": "mini3.test", "ports": [8600, 8601, 8602]}
+    (folder / "nodes.yaml").write_text(yaml.safe_dump(nodes))
+    hosts = [*json.loads(local_hostfile(3)), {"ssh": "mini3.test", "ips": ["192.0.2.1"]}]
+    hostfile.write_text(json.dumps(hosts))
+    supervisor._reread()
+    assert len(supervisor.cluster.members) == 4
+    assert set(supervisor.down) == {"mini3"}
+    action = next_action(supervisor._observed(), supervisor._policy)
+    assert action == Start(("mini1", "mini2", "master"))
