@@ -150,6 +150,7 @@ class Supervisor:
             self.down |= {member.name: "nobody has looked for it yet" for member in new}
         before, self.config, self.cluster = self.config, found.config, found.cluster
         self._policy = policy_of(found.config)
+        self._wake.set()
         self._starter.use(found.config, found.cluster)
         self.models.configured(found.config.model.name)
         if configured_leader(found.config) != configured_leader(before):

@@ -287,6 +287,7 @@ def test_a_node_that_was_added_takes_no_part_before_it_was_looked_for(
     hosts = [*json.loads(local_hostfile(3)), {"ssh": "mini3.test", "ips": ["192.0.2.1"]}]
     hostfile.write_text(json.dumps(hosts))
     supervisor._reread()
+    assert supervisor._wake.is_set()
     assert len(supervisor.cluster.members) == 4
     assert set(supervisor.down) == {"mini3"}
     action = next_action(supervisor._observed(), supervisor._policy)
