@@ -5,6 +5,8 @@ Ranks write JSON lines; what is none, such as the words of mlx.launch, passes th
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import heapq
 import io
 import json
@@ -159,6 +161,7 @@ class LogStream:
         self._changed = threading.Condition()
         self._closed = self._unread = False
         self._dropped = 0
+        self._unkept = 0  # lines that no file has, since the last one that could be written
         self._thread = threading.Thread(target=self._run, name="logs", daemon=True)
         self._thread.start()
 
@@ -183,7 +186,8 @@ class LogStream:
             self._changed.notify()
         self._thread.join(CLOSE_S)
         if self._file is not None and not self._thread.is_alive():
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a disk that is full
+                self._file.close()
 
     def _run(self) -> None:
         while True:
@@ -211,18 +215,41 @@ class LogStream:
         if not self._unread:
             try:
                 print(text, file=self._error if entry.is_error else self._out, flush=True)
-            except OSError:  # the terminal is closed, or the other end of the pipe; files go on
-                self._unread = True
+            except OSError as error:
+                # The terminal is closed, or the other end of the pipe; files go on.  A full disk may get room.
+                self._unread = error.errno != errno.ENOSPC
         if self._file is not None:
-            self._keep(entry)
+            self._keep(self._file, entry)
 
-    def _keep(self, entry: Entry) -> None:
+    def _keep(self, file: _File, entry: Entry) -> None:
         """Files have JSON lines only."""
-        assert self._file is not None
         text = entry.text
         if entry.event is None:
             text = json.dumps({"time": entry.time, "level": "info", "event": text})
-        self._file.emit(logging.makeLogRecord({"msg": text}))
+        try:
+            file.emit(logging.makeLogRecord({"msg": text}))
+        except OSError as error:
+            if not self._unkept:
+                self.say("log files can't be written", "warning", error=error.strerror)
+            self._unkept += 1
+        else:
+            if self._unkept:
+                lines, self._unkept = self._unkept, 0
+                self.say("log files are written again", lost=lines)
+
+
+class _File(RotatingFileHandler):
+    """Raises OSError where a line can't be written, and tries to open the file anew with the next one."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+            return
+        stream, self.stream = self.stream, None  # opened again by the next line
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+        raise  # noqa: PLE0704 - called while it is handled
 
 
 class Lines(io.TextIOBase):
@@ -238,8 +265,6 @@ class Lines(io.TextIOBase):
         return len(text)
 
 
-def _file(folder: Path, name: str) -> RotatingFileHandler:
+def _file(folder: Path, name: str) -> _File:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return RotatingFileHandler(
-        folder / f"{name}.log", maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8"
-    )
+    return _File(folder / f"{name}.log", maxBytes=FILE_BYTES, backupCount=FILES, encoding="utf-8")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO, cast
 
 import server.logs
-from config import ConfigError, Settings, add_arguments, load, render
+from config import Config, ConfigError, Settings, add_arguments, load, render
 from config.launcher import LOGS_OFF, LauncherConfig
 from config.sources import find_directory
 from launcher import scratch as scratch_folders
@@ -153,8 +153,23 @@ def log_folder(config: LauncherConfig) -> Path | None:
     return folder
 
 
+def log_stream(config: Config) -> LogStream:
+    """Raises ConfigError for a folder that was named and has a file that can't be opened."""
+    form, folder = config.observe.log_format, log_folder(config.launcher)
+    try:
+        return LogStream(form, folder)
+    except OSError as error:
+        if config.launcher.log_folder is not None:
+            raise ConfigError(
+                f"launcher.log_folder = {folder}: no log can be written there: {error.strerror}."
+            ) from error
+        logs = LogStream(form)
+        logs.say("log files can't be written", "warning", folder=folder, error=error.strerror)
+        return logs
+
+
 async def _serve(launch: Launch, settings: Settings, cluster: Cluster) -> int:
-    logs = LogStream(settings.config.observe.log_format, log_folder(settings.config.launcher))
+    logs = log_stream(settings.config)
     config = settings.config
     server.logs.configure(
         config.observe.log_level,

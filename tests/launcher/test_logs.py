@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from config import ConfigError, load
 from launcher import logs
 from launcher.logs import LogStream, Merger, parse, readable
+from launcher.serve import log_stream
 
 
 def line(at: float, rank: int = 0, event: str = "ready", **fields: Any) -> str:
@@ -131,6 +133,42 @@ def test_files_go_on_when_nobody_reads_what_is_shown(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is full can be had")
+def test_a_full_disk_is_told_once_and_files_go_on_when_it_has_room(tmp_path: Path) -> None:
+    file, shown = tmp_path / "test.log", io.StringIO()
+    file.symlink_to("/dev/full")
+    stream = LogStream("json", tmp_path, "test", shown, shown)
+
+    def shows(event: str) -> None:
+        while event not in shown.getvalue():
+            threading.Event().wait(0.01)
+
+    for event in ("first", "second"):
+        stream(line(1.0, event=event), True)
+        shows(event)
+    shows("can't be written")
+    file.unlink()
+    stream(line(1.0, event="third"), True)
+    shows("written again")
+    stream.close()
+    events = [json.loads(text)["event"] for text in shown.getvalue().splitlines()]
+    for told in ("log files can't be written", "log files are written again"):
+        assert events.count(told) == 1
+    kept = [json.loads(text)["event"] for text in file.read_text().splitlines()]
+    assert "third" in kept
+    assert "first" not in kept
+
+
+def test_a_disk_that_is_full_at_the_end_holds_up_nobody(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no disk that is full can be had")
+    (tmp_path / "test.log").symlink_to("/dev/full")
+    stream = LogStream("json", tmp_path, "test", io.StringIO(), io.StringIO())
+    stream(line(1.0), True)
+    stream.close()
+    assert not stream._thread.is_alive()
+
+
 class _Stuck(io.StringIO):
     """A terminal that is held."""
 
@@ -163,3 +201,10 @@ def test_lines_that_nobody_reads_are_bounded_and_hold_up_no_end(
     assert "line 2" in text
     assert "line 3" not in text
     assert "lines=7" in text
+
+
+def test_a_log_that_can_not_be_opened_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "cluster.log").mkdir()
+    config = load(None, {}, [f"launcher.log_folder={tmp_path}"]).config
+    with pytest.raises(ConfigError, match=r"launcher\.log_folder = .*no log can be written"):
+        log_stream(config)
