@@ -24,9 +24,7 @@ from pipeline.steps import PrefillBatch, PrefillChunk
 COPIED_CHUNKS = 64
 COPIED_SHARE = 0.25
 
-COMING_CHUNKS = (
-    4  # of the largest size: of the prompts that wait, so much counts for the size of chunks
-)
+COMING_CHUNKS = 4  # of the largest size: so much of the prompts that wait counts for chunk sizes
 
 
 @dataclass(frozen=True)

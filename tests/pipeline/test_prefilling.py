@@ -81,6 +81,33 @@ def test_what_is_copied_of_caches_is_bounded(
     assert [taken(prefilling, 64, copied=1000.0) for _ in range(2)] == expected
 
 
+@pytest.mark.parametrize(
+    ("attention", "padding", "expected"),
+    [
+        (0.0, 4.0, [[0, 1, 3, 2]]),
+        (0.01, 4.0, [[0, 1, 3], [2]]),  # each would attend to 300 tokens more, worth 15 of its own
+        (0.01, 50.0, [[0, 1, 3], [2]]),  # four rows like that are more than the step may take
+    ],
+)
+def test_what_rows_attend_to_counts(
+    attention: float, padding: float, expected: list[list[int]]
+) -> None:
+    prefilling = after_prefixes(0, 0, 300, 0)
+    room = Room(30, 8, padding, 9999, attention)
+    turns = []
+    while prefilling:
+        turns.append([*prefilling.take(room)[0].sequences])
+    assert turns == expected
+
+
+def test_behind_a_long_history_a_step_holds_as_many_rows_of_it_as_its_first_row_is_allowed() -> (
+    None
+):
+    """A step of 20 tokens in one row, behind 300 others: four rows of five are as much."""
+    prefilling = after_prefixes(300, 300, 300, 300, 300)
+    assert prefilling.take(Room(20, 8, 4.0, 9999, 0.01))[0].sequences == (0, 1, 2, 3)
+
+
 def test_little_is_copied_where_memory_is_short() -> None:
     limit = wide(128, kv_tokens=5000)
     assert copied_at_most(limit, 1000) == 1000
