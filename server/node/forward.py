@@ -39,6 +39,9 @@ _REPLACED = frozenset(
 )
 
 
+DOTS = frozenset((b".", b".."))  # segments of a path
+
+
 @dataclass(frozen=True)
 class ForwardLimits:
     """Bounds of one forwarding port; seconds and bytes."""
@@ -157,6 +160,9 @@ class Forwarder:
 
     def _request(self, scope: Scope, body: bytes | None) -> httpx.Request:
         target: bytes = scope["raw_path"]
+        if not DOTS.isdisjoint(target.split(b"/")):
+            # httpx resolves them: what arrives would be another path than the one that was looked at here.
+            raise InvalidRequest("No path here has the segments . or ..")
         if scope["query_string"]:
             target += b"?" + scope["query_string"]
         headers = [

@@ -56,6 +56,17 @@ async def test_a_request_arrives_as_it_was_and_so_does_the_answer() -> None:
         assert not {b"te", b"x-hop", b"transfer-encoding"} & sent.keys()
 
 
+@pytest.mark.parametrize("path", [b"/v1/nothing/../../health", b"/./health", b"/v1/.."])
+async def test_a_path_arrives_as_it_was_or_not_at_all(path: bytes) -> None:
+    async with node() as (upstream, client, _):
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        writer.write(b"GET " + path + b" HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+        answer = await asyncio.wait_for(reader.read(), WAIT_S)
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 400 ")
+        assert upstream.scopes == []
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "DELETE", "OPTIONS"])
 async def test_requests_without_a_body_stay_without_one(method: str) -> None:
     async with node() as (upstream, client, _):
