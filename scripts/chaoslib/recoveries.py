@@ -24,8 +24,8 @@ def split(events: Sequence[Event], found: Sequence[Recovery]) -> list[dict[str, 
     One fault may have several recoveries, as one that did not last: their parts are added up.
     """
     rows = []
-    ends = [event.wall for event in events[1:]] + [float("inf")]
-    for event, end in zip(events, ends, strict=True):
+    for number, event in enumerate(events, 1):
+        end = events[number].wall if number < len(events) else float("inf")
         own = [r for r in found if event.wall <= r["noticed_at"] < end and r["cause"] != ASKED_FOR]
         if own and event.next_token_s is not None:
             row = {p: sum(r[f"{p}_s"] for r in own) for p in ("stop", "wait", "launch", "load")}

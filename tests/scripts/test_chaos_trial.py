@@ -260,3 +260,8 @@ def test_the_spread_has_the_parts_and_what_was_felt() -> None:
     assert rows["next token"]["longest"] == 8.0
     assert rows["next token, stop"]["p50"] == 8.0
     assert "next token, kill" in recoveries.text(events, [])
+
+
+def test_a_trial_that_was_cut_off_before_any_fault_has_a_table_too() -> None:
+    assert recoveries.split([], [{"noticed_at": 1.0, "cause": "died"}]) == []
+    assert "next token" in recoveries.text([], [])
