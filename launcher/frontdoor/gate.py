@@ -36,6 +36,7 @@ log = structlog.get_logger(__name__)
 class FaultsAgain(ApiError):
     """The engine failed under this request again and again."""
 
+    may_quote = False
     status = 500
     code = "internal_error"
 

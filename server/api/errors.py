@@ -38,6 +38,7 @@ from pipeline.errors import (
     RequestCancelled,
 )
 from server.access.errors import Refusal
+from server.access.redaction import loggable
 from server.api.wire import to_json
 from server.failure import Failure
 from server.observe.errors import count_error
@@ -219,8 +220,8 @@ async def respond(request: Request, exc: Exception) -> Response:
     count_error(failure.type, failure.code)
     if failure.code == "internal_error":
         # A fault of the engine hits all requests at once, and whoever found it shows where.
-        known = isinstance(exc, PipelineError)
-        details = {"reason": str(exc)} if known else {"exc_info": exc}
+        known = isinstance(exc, (PipelineError, ApiError))
+        details = {"reason": loggable(exc)} if known else {"exc_info": exc}
         log.error("request failed", request_id=request_id, **details)
     return Response(
         to_json(failure.body_for(request.url.path, request_id)),

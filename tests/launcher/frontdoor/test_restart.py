@@ -12,6 +12,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse
 from starlette.routing import Mount
+from structlog.testing import capture_logs
 
 import launcher.frontdoor.suspects as suspects_module
 from launcher.door import LeaderAddress
@@ -179,10 +180,13 @@ async def test_a_request_that_breaks_the_engine_again_and_again_is_given_up() ->
     rank0.engine.gate.set()
     async with opened() as door, client_of(door) as client:
         door.leader_changed(await rank0.start())
-        answer = await client.post(CHAT, json=SEEDED)
+        with capture_logs() as logs:
+            answer = await client.post(CHAT, json=SEEDED)
         assert answer.status_code == 500
         assert answer.json()["error"]["code"] == "internal_error"
         assert len(rank0.engine.requests) >= 1 + FEW + 1  # the first one made progress
+        [line] = [line for line in logs if "without a token" in line.get("reason", "")]
+        assert "exc_info" not in line
         await rank0.stop()
 
 
