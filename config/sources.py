@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -56,7 +57,7 @@ def from_files(directory: pathlib.Path) -> Iterator[Leaf]:
             raise ConfigError(f"{path}: no file of this name is read ({hint}).")
     for name in FILES:
         path = directory / name
-        if path.is_file():
+        if os.path.lexists(path):  # whatever it is: a link to nowhere is not left out silently
             yield from _from_file(path)
 
 

@@ -243,6 +243,14 @@ def test_a_file_that_is_not_text(folder):
     assert sentence(folder).startswith("network.yaml: can't be read: 'utf-8' codec can't decode")
 
 
+def test_what_has_the_name_of_a_file_and_is_none(folder):
+    (folder / "observe.yaml").mkdir()
+    assert sentence(folder).startswith("observe.yaml: can't be read: [Errno ")
+    (folder / "observe.yaml").rmdir()
+    (folder / "observe.yaml").symlink_to(folder / "nowhere")
+    assert sentence(folder).startswith("observe.yaml: can't be read: [Errno ")
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
