@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Sequence
 
 import httpx
@@ -18,6 +19,7 @@ from server.tls.identity import node
 
 HEALTH_TIMEOUT = 1.0  # seconds
 LOST_PATIENCE = 3.0  # seconds
+FRESH = 5.0  # seconds from the begin of a search for which it tells who can be reached
 LOGIN_PATIENCE = 3.0 * LOGIN_TIMEOUT  # seconds
 
 
@@ -80,12 +82,21 @@ class LostNodes:
     def __init__(self) -> None:
         self._search: asyncio.Task[dict[str, str]] | None = None
         self._members: tuple[Member, ...] = ()
+        self._began = 0.0
 
     def search(self, members: Sequence[Member]) -> None:
         """Begin, unless that has been done."""
         if self._search is None:
-            self._members = tuple(members)
+            self._members, self._began = tuple(members), time.monotonic()
             self._search = asyncio.create_task(unreachable(members, LOST_PATIENCE))
+
+    def heed(self, members: Sequence[Member], is_suspicious: bool) -> None:
+        """Of an epoch that serves: begin when somebody is silent, forget it if that was only a pause."""
+        is_done = self._search is not None and self._search.done()
+        if is_done and (not is_suspicious or time.monotonic() - self._began > FRESH):
+            self._search = None
+        if is_suspicious:
+            self.search(members)
 
     async def found(self) -> dict[str, str]:
         """Why nodes can't be reached, by name; empty if nobody has searched."""

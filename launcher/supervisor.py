@@ -157,8 +157,7 @@ class Supervisor:
             self.wishes = replace(self.wishes, leader=configured_leader(found.config))
         nodes = ", ".join(member.name for member in found.cluster.members)
         self._log("the configuration has changed on disk", nodes=nodes)
-        if found.kept:
-            kept = ", ".join(found.kept)
+        if kept := ", ".join(found.kept):
             self._log("the launcher goes on as it was started", "warning", sections=kept)
 
     # the loop
@@ -338,6 +337,8 @@ class Supervisor:
             epoch = self.epoch
             if epoch is not None and not epoch.ended:
                 await epoch.look(self._probe)
+                if self._calm_since() is not None:
+                    self._lost.heed(epoch.members, epoch.watch.is_suspicious(time.monotonic()))
                 self._grant(epoch)
             reachable = [m.name for m in self.cluster.members if m.name not in self.down]
             self.standby.tend(time.monotonic(), self._calm_since(), reachable)

@@ -120,6 +120,13 @@ class Watch:
             node = dead[0].node if dead else None
             self.fault = Fault(report.fault, node if node in self._order else None)
 
+    def is_suspicious(self, now: float) -> bool:
+        """Whether somebody has been silent for half of what would be the end; needless to say of a fault."""
+        if self._answered_at is None or self.report is None:
+            return False
+        ages = (rank.heartbeat_age or 0.0 for rank in self.report.ranks)
+        return now - self._answered_at + max(ages, default=0.0) > self._patience / 2
+
     def give_up(self, fault: Fault | None) -> None:
         """For a reason that rank 0 does not know of, if there is one and none was known before."""
         self.fault = self.fault or fault

@@ -292,3 +292,27 @@ def test_a_node_that_was_added_takes_no_part_before_it_was_looked_for(
     assert set(supervisor.down) == {"mini3"}
     action = next_action(supervisor._observed(), supervisor._policy)
     assert action == Start(("mini1", "mini2", "master"))
+
+
+def test_nodes_are_looked_for_as_soon_as_somebody_is_silent(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it is known who is lost when the epoch is given up; after a false alarm nothing of it counts."""
+    why = {"mini2": "ssh to mini2 fails"}
+    monkeypatch.setattr("launcher.probe.why_no_login", lambda host, seconds: why.get(host, ""))
+    local, *others = supervisor.cluster.members
+    members = [local, *(replace(m, entry={**m.entry, "ssh": m.name}) for m in others)]
+
+    async def suspect() -> None:
+        supervisor._lost.heed(members, is_suspicious=True)
+        supervisor._lost.heed(members, is_suspicious=True)
+        search = supervisor._lost._search
+        assert search is not None
+        await search
+        supervisor._lost.heed(members, is_suspicious=False)
+        assert await supervisor._lost.found() == {}
+        supervisor._lost.heed(members, is_suspicious=True)
+        supervisor._lost.search(members)  # it has broken
+        assert await supervisor._lost.found() == why
+
+    asyncio.run(suspect())

@@ -28,6 +28,22 @@ def watch() -> Watch:
     return Watch(ORDER, patience=3.0)
 
 
+def test_half_of_the_patience_is_enough_for_a_suspicion() -> None:
+    """Heartbeats grow older between two answers, too."""
+    seen = watch()
+    assert not seen.is_suspicious(100.0)
+    seen.answered(read_report(200, health()), 1.0)  # with heartbeats 0.5 s ago
+    assert not seen.is_suspicious(1.9)
+    assert seen.is_suspicious(2.1)
+    late = health()
+    late["ranks"][1]["heartbeat_age_s"] = 1.6
+    seen.answered(read_report(200, late), 3.0)
+    assert seen.is_suspicious(3.0)
+    seen.answered(read_report(200, health()), 3.5)
+    assert not seen.is_suspicious(3.5)
+    assert seen.fault is None
+
+
 def test_a_cluster_is_ready_when_rank_0_says_so() -> None:
     seen = watch()
     seen.answered(read_report(200, health("starting", "rank 1 is loading")), 1.0)
