@@ -13,7 +13,8 @@ from operator import attrgetter
 from pipeline.engine_stats import EngineStats
 from server.node.cluster_routes import Body, ClusterView, memory_body, status_of
 from server.observe.alerts import Alert
-from server.observe.requests import Flight, RequestBook
+from server.observe.flight import Flight
+from server.observe.requests import RequestBook
 from server.rpc.records import LEADER, ClusterSnapshot, RankSnapshot
 
 RATE_GAP_S = 0.5

@@ -6,38 +6,18 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
 from pipeline.errors import PipelineError
 from pipeline.request import FinishReason, GenerationRequest, Generator, TokenEvent
-from server.observe.context import Caller, caller
+from server.observe.context import caller
+from server.observe.flight import Flight
 from server.observe.latency import Latencies
 
 RATE_SECONDS = 5  # over which tokens per second are counted
 RECENT = 200  # latest requests whose time to first token is kept for display
-
-
-@dataclass
-class Flight:
-    """One sequence between its arrival and its end; all times are monotonic seconds."""
-
-    request: GenerationRequest
-    caller: Caller
-    began: float
-    tokens: int = 0  # made since then
-    queued: float | None = None  # seconds; known with the first token
-    first_at: float | None = None
-    last_at: float | None = None
-    finish: FinishReason | None = None
-    error: Exception | None = None
-
-    @property
-    def group(self) -> str:
-        """What its HTTP request is called; sequences of one request share it."""
-        return self.caller.request_id or self.request.id
 
 
 class TokenRate:

@@ -16,7 +16,8 @@ from server.access.principal import ANYBODY, Principal, Role
 from server.api.errors import ApiError, InvalidRequest, Overloaded
 from server.api.wire import to_json
 from server.observe.feed import EventFeed
-from server.observe.requests import Flight, RequestBook
+from server.observe.flight import Flight
+from server.observe.requests import RequestBook
 from server.observe.timeline import chrome_trace
 from server.rpc.errors import Overloaded as CoordinatorBusy
 from server.rpc.log_book import LogBook

@@ -15,7 +15,7 @@ from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, set_span_in_
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from pipeline.frames import Admission, Decode, Prefill, Step
-from server.observe.requests import Flight
+from server.observe.flight import Flight
 
 SERVICE = "mlx-cluster"
 EXPORT_SECONDS = 5.0  # for one message to the collector
