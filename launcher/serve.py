@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn, TextIO, cast
+from typing import TextIO, cast
 
 import server.logs
-from config import Config, ConfigError, Settings, add_arguments, load, render
+from config import Config, ConfigError, Settings, render
 from config.launcher import LOGS_OFF, LauncherConfig
 from config.sources import find_directory
 from launcher import scratch as scratch_folders
 from launcher.admin import admin_routes
+from launcher.arguments import cluster_of, make_parser, server_arguments, settings_of
 from launcher.commands import COMMANDS
 from launcher.frontdoor import FrontDoor
-from launcher.hostfile import HostfileError, local_hostfile, read_hostfile
-from launcher.job import BACKENDS, GRACE, STARTING_PORT, JobError, JobSpec
+from launcher.hostfile import HostfileError, read_hostfile
+from launcher.job import JobError, JobSpec
 from launcher.logs import Lines, LogStream
 from launcher.nodes import Cluster
 from launcher.scratch import Scratch
@@ -33,75 +33,12 @@ from server.node.serve import StartupFailed
 from server.rpc.errors import BindError
 from server.tls.errors import TlsError
 
-DEFAULT_HOSTFILE = Path("hostfile.json")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Of all arguments of the launcher: its own, and those of `python -m server`."""
-    parser = _Parser(
-        prog="python -m launcher",
-        description=__doc__,
-        epilog=f"Commands: {' '.join(COMMANDS)}, each with --help.",
-    )
-    group = parser.add_argument_group("where it runs")
-    where = group.add_mutually_exclusive_group()
-    where.add_argument(
-        "--hostfile",
-        type=Path,
-        help=f"the ring, as mlx.launch reads it (default: {DEFAULT_HOSTFILE})",
-    )
-    where.add_argument("--ranks", "-n", type=int, metavar="N", help="N ranks on this machine")
-    group.add_argument("--backend", choices=BACKENDS, help="default: the hostfile's, else ring")
-    group.add_argument(
-        "--starting-port",
-        type=int,
-        default=STARTING_PORT,
-        metavar="PORT",
-        help="first port of MLX's ring, one more for each rank (default: %(default)s)",
-    )
-    group.add_argument(
-        "--grace", type=float, default=GRACE, metavar="SECONDS", help="that ranks get to stop"
-    )
-    add_arguments(parser)
-    return parser
-
-
-def server_arguments(args: argparse.Namespace) -> list[str]:
-    """The arguments of the server among parsed ones, for its command line."""
-    words: list[str] = []
-    for name, value in (("--model", args.model), ("--port", args.port), ("--config", args.config)):
-        words += [] if value is None else [name, str(value)]
-    for setting in args.set:
-        words += ["--set", setting]
-    return words
-
-
-def settings_of(args: argparse.Namespace, more: Sequence[str] = ()) -> Settings:
-    """The configuration in force, with more `--set` arguments.  Raises ConfigError."""
-    short = {"model": args.model, "port": args.port}
-    return load(args.config, os.environ, [*args.set, *more], short)
-
-
-def cluster_of(args: argparse.Namespace, settings: Settings, scratch: Path) -> tuple[Path, Cluster]:
-    """The hostfile in force and its nodes.  Raises HostfileError and ConfigError."""
-    path: Path = args.hostfile or DEFAULT_HOSTFILE
-    if args.ranks is not None:
-        path = scratch / "hostfile.json"
-        path.write_text(local_hostfile(args.ranks), encoding="ascii")
-    return path, Cluster.of(settings.config, path)
-
 
 def main(arguments: Sequence[str]) -> int:
     """Exit status: 0 after an orderly stop, 1 if it can't serve, 2 for arguments that make no sense."""
-    parser = make_parser()
+    commands = f"Commands: {' '.join(COMMANDS)}, each with --help."
+    parser = make_parser("python -m launcher", __doc__, commands)
     args = parser.parse_args(arguments)
-    if args.ranks is not None and args.ranks < 1:
-        parser.error(f"--ranks must be at least 1, not {args.ranks}")
     try:
         settings = settings_of(args)
         if args.print_config:

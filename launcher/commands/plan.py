@@ -7,20 +7,22 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import ConfigError, NodeConfig
+from config import ConfigError, NodeConfig, render
+from launcher.arguments import cluster_of, make_parser, server_arguments, settings_of
 from launcher.election import Candidate, elect
 from launcher.hostfile import HostfileError
 from launcher.scratch import Scratch
-from launcher.serve import cluster_of, make_parser, server_arguments, settings_of
 
 
 def run(arguments: Sequence[str]) -> int:
     """Exit status: 0, or 2 if there is no plan."""
-    parser = make_parser()
-    parser.prog = "python -m launcher plan"
+    parser = make_parser("python -m launcher plan", __doc__)
     args = parser.parse_args(arguments)
     try:
         settings = settings_of(args)
+        if args.print_config:
+            print(render(settings))
+            return 0
         with Scratch() as scratch:
             _, cluster = cluster_of(args, settings, Path(scratch))
         coordinator = settings.config.coordinator

@@ -1,0 +1,24 @@
+"""What the launcher and its `plan` make of their command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.arguments import cluster_of, make_parser, settings_of
+from launcher.commands import plan
+from launcher.hostfile import HostfileError
+
+
+def test_no_ranks_are_no_cluster(tmp_path: Path) -> None:
+    args = make_parser("test", None).parse_args(["--ranks", "0"])
+    with pytest.raises(HostfileError, match="--ranks must be at least 1, not 0"):
+        cluster_of(args, settings_of(args), tmp_path)
+
+
+def test_plan_shows_the_configuration_where_it_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert plan.run(["--print-config", "--ranks", "2"]) == 0
+    assert "api_gateway.port" in capsys.readouterr().out
