@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from config import Config, ConfigError, Settings
@@ -11,9 +12,8 @@ from config.sources import FILES
 from launcher.hostfile import HostfileError
 from launcher.nodes import Cluster
 
-OWN_SECTIONS = ("api_gateway", "tls", "access", "observe")
-"""Sections by which the launcher itself has opened its ports and its log: these it does not take up again."""
-
+OWN = ("api_gateway", "tls", "access", "observe", "network", "launcher.log_folder")
+"""By which the launcher itself has opened its ports, its log and its links: these it does not take up again."""
 
 UNUSABLE = (ConfigError, HostfileError)
 State = tuple[int, int, int] | None  # of a file
@@ -21,7 +21,7 @@ State = tuple[int, int, int] | None  # of a file
 
 @dataclass(frozen=True)
 class Found:
-    """What they say.  `kept`: sections that differ from those with which the launcher was started."""
+    """What they say.  `kept`: of OWN, what differs from that with which the launcher was started."""
 
     config: Config
     cluster: Cluster
@@ -61,7 +61,7 @@ class Files:
         if (config, cluster) == (self._config, self._cluster):
             return None
         self._config, self._cluster = config, cluster
-        kept = (s for s in OWN_SECTIONS if getattr(config, s) != getattr(self._first, s))
+        kept = (key for key in OWN if attrgetter(key)(config) != attrgetter(key)(self._first))
         return Found(config, cluster, tuple(kept))
 
     def _state(self) -> tuple[State, ...]:

@@ -51,9 +51,9 @@ class Standby:
         self._failures = 0
         self._ended = ""  # why the latest one ended unused
 
-    def use(self, cluster: Cluster) -> None:
-        """The nodes, from now on."""
-        self._cluster = cluster
+    def use(self, spec: JobSpec | None, settle: float, cluster: Cluster) -> None:
+        """As for a new one, from now on."""
+        self._spec, self._settle, self._cluster = spec, settle, cluster
         self.drop("the configuration has changed")
 
     def tend(self, now: float, calm_since: float | None, reachable: Sequence[str]) -> None:

@@ -44,9 +44,9 @@ class Starter:
         )
 
     def use(self, config: Config, cluster: Cluster) -> None:
-        """Start others from now on; those who wait were begun by what was configured before."""
+        """Start others from now on; those who wait are ended."""
         self._patience, self._cluster = _patience_of(config), cluster
-        self.standby.use(cluster)
+        self.standby.use(self._standby_spec(config), config.launcher.standby_after, cluster)
 
     def start(
         self, order: Sequence[str], model: Sequence[str], changed: Callable[[], None]

@@ -158,7 +158,7 @@ class Supervisor:
         nodes = ", ".join(member.name for member in found.cluster.members)
         self._log("the configuration has changed on disk", nodes=nodes)
         if kept := ", ".join(found.kept):
-            self._log("the launcher goes on as it was started", "warning", sections=kept)
+            self._log("the launcher goes on as it was started", "warning", settings=kept)
 
     # the loop
 

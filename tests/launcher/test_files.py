@@ -100,11 +100,16 @@ def test_a_file_that_is_gone_is_as_good_as_a_broken_one(disk: Disk) -> None:
         disk.files.changed()
 
 
-def test_sections_that_the_launcher_has_used_up_are_named(disk: Disk) -> None:
-    disk.write(["a", "b"], api_gateway={"port": 9000}, coordinator={"health_check_interval": 2})
+def test_what_the_launcher_has_used_up_is_named(disk: Disk) -> None:
+    disk.write(
+        ["a", "b"],
+        api_gateway={"port": 9000},
+        coordinator={"health_check_interval": 2},
+        launcher={"log_folder": "none", "standby": False},
+    )
     found = disk.files.changed()
     assert found is not None
-    assert found.kept == ("api_gateway",)
+    assert found.kept == ("api_gateway", "launcher.log_folder")
     assert found.config.coordinator.health_check_interval == 2
 
 

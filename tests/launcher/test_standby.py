@@ -145,3 +145,20 @@ def test_a_node_that_is_back_is_included(jobs: list[FakeJob], live: Live) -> Non
         assert jobs[1].hostfile.count("127.0.0.1") == 6
 
     live(test)
+
+
+def test_settings_that_change_hold_from_now_on(jobs: list[FakeJob], live: Live) -> None:
+    async def test(keeper: Standby) -> None:
+        spec, cluster = keeper._spec, keeper._cluster
+        keeper.tend(SETTLE, 0.0, NAMES)
+        keeper.use(None, SETTLE, cluster)
+        assert jobs[0].ended.is_set()
+        keeper.tend(10 * SETTLE, 0.0, NAMES)
+        assert keeper.document()["state"] == "off"
+        keeper.use(spec, 20 * SETTLE, cluster)
+        keeper.tend(20 * SETTLE, 0.0, NAMES)
+        assert len(jobs) == 1  # the latest was begun less than that ago
+        keeper.tend(21 * SETTLE, 0.0, NAMES)
+        assert len(jobs) == 2
+
+    live(test)
