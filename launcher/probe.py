@@ -74,20 +74,23 @@ async def unreachable(
 
 
 class LostNodes:
-    """Tries the nodes of a broken epoch while it ends.
+    """Tries the nodes of a broken epoch while it ends, or new ones before they are started.
 
     A launch that includes a node without power or cable takes a minute to fail.
     """
 
     def __init__(self) -> None:
         self._search: asyncio.Task[dict[str, str]] | None = None
-        self._members: tuple[Member, ...] = ()
+        self._again: tuple[Member, ...] = ()  # where all are lost at once
         self._began = 0.0
 
-    def search(self, members: Sequence[Member]) -> None:
-        """Begin, unless that has been done."""
+    def search(self, members: Sequence[Member], patient: bool = True) -> None:
+        """Begin, unless that has been done.
+
+        `patient`: look longer where nobody at all is found; not for those that are wanted beside others.
+        """
         if self._search is None:
-            self._members, self._began = tuple(members), time.monotonic()
+            self._again, self._began = tuple(members) if patient else (), time.monotonic()
             self._search = asyncio.create_task(unreachable(members, LOST_PATIENCE))
 
     def heed(self, members: Sequence[Member], is_suspicious: bool) -> None:
@@ -104,7 +107,7 @@ class LostNodes:
             return {}
         search, self._search = self._search, None
         lost = await search
-        if len(lost) == len(self._members):
+        if lost and len(lost) == len(self._again):
             # Hardly all of them at once: it is this machine that is slow, and there is nobody to go on with.
-            lost = await unreachable(self._members)
+            lost = await unreachable(self._again)
         return lost

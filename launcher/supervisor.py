@@ -145,7 +145,7 @@ class Supervisor:
         known = {member.name for member in self.cluster.members}
         new = [m for m in found.cluster.members if m.name not in known and not m.is_local]
         if wanted and new:
-            self._lost.search(new)
+            self._lost.search(new, patient=False)
         else:  # as long as `_probe_nodes` has not found it
             self.down |= {member.name: "nobody has looked for it yet" for member in new}
         before, self.config, self.cluster = self.config, found.config, found.cluster

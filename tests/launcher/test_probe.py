@@ -59,3 +59,24 @@ def test_all_at_once_are_looked_for_with_patience(
 
     assert sorted(asyncio.run(find())) == sorted(left_out)
     assert seen == looks
+
+
+def test_for_new_nodes_nobody_waits_longer(
+    members: Sequence[Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others, of which nobody serves meanwhile, can go on without them."""
+    seen = []
+
+    def why_no_login(host: str, patience: float) -> str:
+        seen.append(patience)
+        return "it does not answer"
+
+    monkeypatch.setattr(probe, "why_no_login", why_no_login)
+
+    async def find() -> dict[str, str]:
+        nodes = LostNodes()
+        nodes.search(members[:1], patient=False)
+        return await nodes.found()
+
+    assert set(asyncio.run(find())) == {"mini1"}
+    assert seen == [LOST_PATIENCE]
