@@ -19,7 +19,7 @@ from config.nodes import NodeConfig, is_wildcard, node_by_rule
 from config.observe import ObserveConfig
 from config.section import DYNAMIC, Section
 from config.tls import TlsConfig
-from config.values import Auto, Count, Flag, Index, Name, Port, Seconds, Share, Text
+from config.values import Auto, Count, Flag, Index, Moment, Name, Port, Seconds, Share, Text
 
 Named = TypeVar("Named", NodeConfig, ModelConfig)
 
@@ -128,6 +128,11 @@ class NetworkConfig(Section):
         description="Begin a step when its input is announced instead of when it is there: saves time per "
         "hop where posting work to a GPU takes long, but a core spins while the stage before computes. "
         "Refused on CUDA; on Metal not tried yet.",
+    )
+    busy_wait: Moment = Field(
+        default=0.005,
+        description="Seconds for which a rank that computes on a GPU waits awake for its neighbour before it "
+        "sleeps, as long as waits are that short: saves the wake-up, and uses a core meanwhile; 0: never.",
     )
     keepalive_interval: Seconds = Field(
         default=5.0,

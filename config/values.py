@@ -26,6 +26,7 @@ Index = Annotated[int, Strict(), Field(ge=0, le=2**31 - 1)]
 Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
 # From a millisecond, below which a loop would only spin, to some thirty years.
 Seconds = Annotated[float, Strict(), Field(ge=0.001, le=1e9)]
+Moment = Annotated[float, Strict(), Field(ge=0, le=1)]  # seconds
 Share = Annotated[float, Strict(), Field(gt=0, le=1)]
 Factor = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Strict(), Field(min_length=1)]

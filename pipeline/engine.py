@@ -317,12 +317,21 @@ class Engine:
                     f"{self._scheduler.in_flight} steps are in flight and none came back"
                     f" for {self._timeout:g} s"
                 )
+        inbound = self._links.inbound if self._links is not None else None
+        sleep = partial(self._sleep, inbound, timeout)
+        if inbound is None or timeout is None:
+            sleep()
+        else:
+            inbound.alertness.wait(lambda: bool(self._commands) or inbound.arrived(), sleep)
+
+    def _sleep(self, inbound: Connection | None, timeout: float | None) -> bool:
         sources: list[socket.socket | Connection] = [self._awake]
-        if self._links is not None:
-            sources.append(self._links.inbound)
-        if self._awake in select.select(sources, [], [], timeout)[0]:
+        sources += [inbound] if inbound is not None else []
+        ready = select.select(sources, [], [], timeout)[0]
+        if self._awake in ready:
             with contextlib.suppress(BlockingIOError):
                 self._awake.recv(4096)
+        return bool(ready)
 
     # commands: run in the engine thread
 

@@ -11,9 +11,11 @@ import socket
 import ssl
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from config.keepalive import KeepAlive
 from pipeline import frames
+from pipeline.alertness import Alertness
 from pipeline.errors import LinkClosed, LinkTimeout
 from pipeline.frames import Frame
 from pipeline.security import LinkSecurity
@@ -32,6 +34,7 @@ class Connection:
     def __init__(self, sock: socket.socket, peer: str, keepalive: KeepAlive | None = None) -> None:
         self._socket, self.peer = sock, peer
         self._buffer = bytearray()
+        self.alertness = Alertness()  # of who waits for frames; another one may be set
         self.sent_frames = self.sent_bytes = 0
         self.received_frames = self.received_bytes = 0
         try:
@@ -73,7 +76,8 @@ class Connection:
         deadline = None if timeout is None else time.monotonic() + timeout
         while (frame := self._take()) is None:
             left = None if deadline is None else deadline - time.monotonic()
-            if (left is not None and left <= 0) or not self._fill(left):
+            fill = partial(self._fill, left)
+            if (left is not None and left <= 0) or not self.alertness.wait(self.arrived, fill):
                 raise LinkTimeout(f"no frame from {self.peer} within {timeout:g} s")
         return frame
 
@@ -83,6 +87,10 @@ class Connection:
             if not self._fill(0.0):
                 return None
         return frame
+
+    def arrived(self) -> bool:
+        """Whether more has come, if only a part of a frame.  Never blocks; raises LinkClosed."""
+        return self._fill(0.0)
 
     def shake_hands(self) -> bool:
         """Go on with the handshake of TLS, without waiting; whether it is over.

@@ -20,6 +20,7 @@ import structlog
 from mlx.utils import tree_flatten
 
 from config import Config, ConfigError
+from pipeline.alertness import Alertness
 from pipeline.card import make_card
 from pipeline.checkpoint import Checkpoint
 from pipeline.engine import Engine
@@ -239,6 +240,8 @@ class Rank:
                     network.keepalive,
                     self._security(meeting.node.name),
                 )
+                if mx.default_device() == mx.gpu:  # else computing needs the core
+                    self._links.inbound.alertness = Alertness(network.busy_wait)
         return placement
 
     def _ports_problem(self) -> str:
