@@ -302,13 +302,16 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_rank_that_hangs_inside_a_collective_is_found(start: Start, wide_model: Path) -> None:
-    """Rank 0 waits in MLX for a frozen neighbour to take a tensor: only another thread can tell."""
-    settings = ("network.step_timeout=3", "scheduler.prefill_chunk_tokens=4096")
+    """Rank 0 waits in MLX for a frozen neighbour to take a tensor: only another thread can tell.
+
+    It sends a second one before it waits for the first, so that there have to be three.
+    """
+    settings = ("network.step_timeout=3", "scheduler.prefill_chunk_tokens=3072")
     cluster = start(Spec(ranks=2, models=folder_model(wide_model), settings=settings)).wait_ready()
     frozen = cluster.pids[1]
     os.kill(frozen, signal.SIGSTOP)
     try:
-        assert_fails(cluster, cluster.body([n % 90 for n in range(5000)], 5))
+        assert_fails(cluster, cluster.body([n % 90 for n in range(7000)], 5))
     finally:
         thaw(cluster, frozen)
     assert cluster.wait_ended(FAILURE_DEADLINE) == EXIT_LOST, cluster.log
