@@ -36,6 +36,7 @@ from pipeline.errors import (
 )
 from pipeline.frames import Loaded
 from pipeline.joining import join, listen
+from pipeline.kernel_files import remove_broken_kernels
 from pipeline.link import Links
 from pipeline.meeting import Meeting, agree, meet, place_layers
 from pipeline.placement import Placement, kv_capacity, limits_of
@@ -272,6 +273,7 @@ class Rank:
 
     def _load(self, ring: Ring, placement: Placement) -> None:
         layers, checkpoint = placement.layers, placement.checkpoint
+        remove_broken_kernels()
         stage = checkpoint.load_stage(layers.start, layers.end, self._on_progress)
         self.parameter_bytes = sum(a.nbytes for _, a in tree_flatten(stage.model.parameters()))
         blueprint = checkpoint.blueprint()
