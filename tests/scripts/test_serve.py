@@ -20,7 +20,7 @@ case "$*" in
 esac
 """
 
-PLACE_OPTIONS = ("--hostfile", "--ranks", "--backend", "--starting-port")
+PLACE_OPTIONS = ("--hostfile", "--ranks", "--backend", "--starting-port", "--grace")
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,10 @@ def test_a_model_is_a_name_a_hub_id_or_a_folder_here(
 
 def test_other_arguments_reach_the_server_unchanged(checkout: Checkout) -> None:
     given = ["--port", "9000", "--set", "a b=c  d", "", "--set=model=./x"]
-    launcher, server = checkout.arguments("--ranks", "2", *given, "--starting-port=40000")
-    assert launcher == ["--starting-port", "40000", "--ranks", "2"]
+    launcher, server = checkout.arguments(
+        "--ranks", "2", *given, "--starting-port=40000", "--grace", "5"
+    )
+    assert launcher == ["--starting-port", "40000", "--grace", "5", "--ranks", "2"]
     assert server == given
 
 
