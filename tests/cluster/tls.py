@@ -77,7 +77,7 @@ class TlsCluster(Cluster):
 
 def two_ranks(model: Path) -> Spec:
     """Two ranks that compute each prompt anew, in the same pieces."""
-    settings = ["scheduler.prefix_cache_tokens=0", "scheduler.prefill_chunk_tokens=32"]
+    settings = ["scheduler.prefix_cache_tokens=0", "scheduler.prefill_chunk_tokens=512"]
     return Spec(ranks=2, models=folder_model(model), settings=settings)
 
 
