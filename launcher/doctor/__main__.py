@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import ConfigError, add_arguments, from_arguments
+from config import ConfigError, add_arguments, from_arguments, render
 from launcher.doctor import report
 from launcher.doctor.checks import Status, judge
 from launcher.doctor.question import Place, Question
@@ -33,6 +33,9 @@ def add_doctor_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Exit status: 0 when nothing fails, 1 when something does, 2 when nothing could be checked."""
     try:
+        if arguments.print_config:
+            print(render(from_arguments(arguments, os.environ)))
+            return 0
         question = ask_for(arguments)
     except (ConfigError, HostfileError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -49,6 +52,8 @@ def ask_for(arguments: argparse.Namespace) -> Question:
         hostfile = read_hostfile(arguments.hostfile)
         hosts, addresses = hostfile.hosts, hostfile.addresses
     else:
+        if arguments.ranks < 1:
+            raise HostfileError(f"--ranks must be at least 1, not {arguments.ranks}")
         hosts = (LOCAL,) * arguments.ranks
         addresses = ((LOCAL,),) * arguments.ranks
     nodes = config.nodes_of(len(hosts))
