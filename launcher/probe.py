@@ -84,14 +84,16 @@ class LostNodes:
         self._again: tuple[Member, ...] = ()  # where all are lost at once
         self._began = 0.0
 
-    def search(self, members: Sequence[Member], patient: bool = True) -> None:
-        """Begin, unless that has been done.
+    def search(self, members: Sequence[Member], patient: bool = True) -> bool:
+        """Begin, unless that has been done; whether these members are the ones that are looked for now.
 
         `patient`: look longer where nobody at all is found; not for those that are wanted beside others.
         """
-        if self._search is None:
-            self._again, self._began = tuple(members) if patient else (), time.monotonic()
-            self._search = asyncio.create_task(unreachable(members, LOST_PATIENCE))
+        if self._search is not None:
+            return False
+        self._again, self._began = tuple(members) if patient else (), time.monotonic()
+        self._search = asyncio.create_task(unreachable(members, LOST_PATIENCE))
+        return True
 
     def heed(self, members: Sequence[Member], is_suspicious: bool) -> None:
         """Of an epoch that serves: begin when somebody is silent, forget it if that was only a pause."""

@@ -144,9 +144,8 @@ class Supervisor:
             return
         known = {member.name for member in self.cluster.members}
         new = [m for m in found.cluster.members if m.name not in known and not m.is_local]
-        if wanted and new:
-            self._lost.search(new, patient=False)
-        else:  # as long as `_probe_nodes` has not found it
+        if new and not (wanted and self._lost.search(new, patient=False)):
+            # as long as `_probe_nodes` has not found it
             self.down |= {member.name: "nobody has looked for it yet" for member in new}
         before, self.config, self.cluster = self.config, found.config, found.cluster
         self._policy = policy_of(found.config)

@@ -275,23 +275,54 @@ def test_a_restart_takes_nodes_and_settings_as_they_are_on_disk(
     assert action == Start(("mini1", "mini2"))
 
 
-def test_a_node_that_was_added_takes_no_part_before_it_was_looked_for(
-    supervisor: Supervisor,
-) -> None:
-    """A cluster that serves is not stopped for a node that may not be there."""
-    hostfile = supervisor._files._hostfile
+def add_mini3(supervisor: Supervisor) -> None:
+    """To the files on disk, on another machine."""
     folder = supervisor._starter._launch.folder
     nodes = yaml.safe_load((folder / "nodes.yaml").read_text())
     nodes["nodes"]["mini3"] = {"node_id": 3, "host": "mini3.test", "ports": [8600, 8601, 8602]}
     (folder / "nodes.yaml").write_text(yaml.safe_dump(nodes))
     hosts = [*json.loads(local_hostfile(3)), {"ssh": "mini3.test", "ips": ["192.0.2.1"]}]
-    hostfile.write_text(json.dumps(hosts))
+    supervisor._files._hostfile.write_text(json.dumps(hosts))
+
+
+def test_a_node_that_was_added_takes_no_part_before_it_was_looked_for(
+    supervisor: Supervisor,
+) -> None:
+    """A cluster that serves is not stopped for a node that may not be there."""
+    add_mini3(supervisor)
     supervisor._reread()
     assert supervisor._wake.is_set()
     assert len(supervisor.cluster.members) == 4
     assert set(supervisor.down) == {"mini3"}
     action = next_action(supervisor._observed(), supervisor._policy)
     assert action == Start(("mini1", "mini2", "master"))
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_restart_takes_a_new_node_only_if_that_is_looked_for(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, is_busy: bool
+) -> None:
+    """One search at a time: while others are looked for, it is one that nobody has found yet."""
+    asked: list[str] = []
+
+    def why_no_login(host: str, seconds: float) -> str:
+        asked.append(host)
+        return ""
+
+    monkeypatch.setattr("launcher.probe.why_no_login", why_no_login)
+    silent = [replace(m, entry={**m.entry, "ssh": m.name}) for m in supervisor.cluster.members[1:]]
+    add_mini3(supervisor)
+
+    async def restart() -> None:
+        if is_busy:
+            supervisor._lost.heed(silent, is_suspicious=True)
+        supervisor._take_up(supervisor._files.changed(), wanted=True)
+        assert await supervisor._lost.found() == {}
+
+    asyncio.run(restart())
+    assert ("mini3.test" in asked, set(supervisor.down)) == (
+        (False, {"mini3"}) if is_busy else (True, set())
+    )
 
 
 def test_nodes_are_looked_for_as_soon_as_somebody_is_silent(
