@@ -18,9 +18,8 @@ log = structlog.get_logger()
 
 SETTLED = 60.0  # seconds since the last write, after which no compiler is at it any more
 ELF = b"\x7fELF\x02\x01"  # 64 bits, little-endian
-_SECTIONS = Struct(
-    "<40xQ10xHH2x"
-)  # of ELF's header: where their table begins, bytes of an entry, entries
+# Of ELF's header: where the table of sections begins, bytes of an entry, entries.
+_SECTIONS = Struct("<40xQ10xHH2x")
 
 
 def folder() -> Path:

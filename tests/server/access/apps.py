@@ -64,7 +64,7 @@ def _admin_routes() -> list[Route]:
     everywhere = json.loads(local_hostfile(3))
     members = zip(settings.config.nodes_of(3), everywhere, strict=True)
     cluster = Cluster(tuple(Member(node, entry) for node, entry in members), {})
-    launch = Launch(Path(), "ring", 0, 0.0, (), lambda more: settings)
+    launch = Launch(Path(), "ring", 0, 0.0, (), lambda more: settings, Path())
     nowhere = LogStream(out=io.StringIO(), error=io.StringIO())
     return admin_routes(Supervisor(launch, settings, cluster, nowhere))
 
