@@ -4,10 +4,11 @@
     python scripts/bench_hop.py --model FOLDER --ranks 1 2 3 --rounds 3
 
 All ranks run on this machine.  The time of a token is the one from step to step on rank 0; what two and more
-ranks take longer than one, over the number of hops, is the time of a hop.  Below, the way of a step: when each
-stage began and ended what it did for it, counted from the moment that the scheduler began to choose the step.
-Stages build their graphs while those before them compute, so what counts is what is between them: from the
-end of `compute` on one, over `send`, to the end of `wait` on the next.
+ranks take longer than one, over the number of hops, is the time of a hop.  What the layers take may differ by
+more than that from run to run, so that it is looked at without them, too: `between` is the time of a step in
+which no stage computes it, from the end of `compute` on one stage to its begin on the next, and from the last
+one until rank 0 has the result.  Stages build their graphs while those before them compute.  Below, the way of
+a step: when each stage began and ended what it did for it, counted from when the scheduler began to choose it.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ COLUMNS = (
     Column("ranks", "ranks", "d"),
     Column("token_us", "token, us", ".0f"),
     Column("hop_us", "each hop, us", ".0f"),
+    Column("between_us", "between, us", ".0f"),
+    Column("between_hop_us", "each hop, us", ".0f"),
 )
 WAY = (
     Column("ranks", "ranks", "d"),
@@ -91,6 +94,16 @@ def way_of(steps: Sequence[Sequence[Event]]) -> list[Row]:
     return sorted(rows, key=lambda row: float(row["begin_us"]))
 
 
+def between_us(way: Sequence[Row]) -> float:
+    """Time in which a step is on its way from stage to stage, and back to rank 0."""
+    computes = sorted(
+        (row for row in way if row["activity"] == "compute"), key=lambda row: int(row["stage"])
+    )
+    begins = [row["begin_us"] for row in computes[1:]]
+    begins.append(next(row["begin_us"] for row in way if row["activity"] == "absorb"))
+    return float(sum(begins) - sum(row["end_us"] for row in computes))
+
+
 def one_round(args: argparse.Namespace, number: int) -> list[Row]:
     """Every number of ranks once."""
     rows: list[Row] = []
@@ -99,17 +112,20 @@ def one_round(args: argparse.Namespace, number: int) -> list[Row]:
             record(argparse.Namespace(**{**vars(args), "ranks": ranks}), Path(folder))
             steps = steps_of(read(Path(folder)))
         rows.append({"ranks": ranks, "round": number, "token_us": token_us(steps)})
-        rows[-1]["way"] = way_of(steps)
+        rows[-1]["way"] = way = way_of(steps)
+        rows[-1]["between_us"] = between_us(way)
     return rows
 
 
 def report(args: argparse.Namespace, rows: list[Row], of_what: str) -> None:
     """Show and write the results."""
     summary = medians_by(rows, "ranks")
-    alone = next((row["token_us"] for row in summary if row["ranks"] == 1), None)
+    alone = next((row for row in summary if row["ranks"] == 1), None)
     for row in summary:
         if alone is not None and row["ranks"] > 1:
-            row["hop_us"] = (row["token_us"] - alone) / (row["ranks"] - 1)
+            hops = row["ranks"] - 1
+            row["hop_us"] = (row["token_us"] - alone["token_us"]) / hops
+            row["between_hop_us"] = (row["between_us"] - alone["between_us"]) / hops
     print(
         f"\nOne stream; {of_what}.\n\n{table(COLUMNS, summary)}\n\nThe way of a step, last round:\n"
     )
