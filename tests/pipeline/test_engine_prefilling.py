@@ -11,10 +11,10 @@ import msgspec
 import pytest
 from mlx_lm.models.cache import make_prompt_cache
 
-from pipeline.chunks import ChunkSizes
 from pipeline.engine import Engine
 from pipeline.errors import FrameError, RequestCancelled
 from pipeline.frames import Admission, Prefill, Result, Step
+from pipeline.pacing import Pacing
 from pipeline.request import GenerationRequest, SamplingParams, TokenEvent
 from pipeline.ring import Ring
 from pipeline.scheduler import Scheduler
@@ -40,7 +40,7 @@ SEEDED = SamplingParams(seed=11, temperature=1.3)
 @pytest.fixture(autouse=True)
 def steps_take_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who goes with whom must not depend on how fast this machine is at the moment."""
-    monkeypatch.setattr(ChunkSizes, "fixed_tokens", lambda self, beside=0.0: 16.0)
+    monkeypatch.setattr(Pacing, "observe_prefill", lambda *_: None)
 
 
 @cache
