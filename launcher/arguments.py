@@ -6,19 +6,13 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from config import Settings, add_arguments, load
-from launcher.hostfile import HostfileError, local_hostfile
-from launcher.job import BACKENDS, GRACE, STARTING_PORT
+from launcher.hostfile import local_hostfile
+from launcher.job import Parser, add_launch_arguments
 from launcher.nodes import Cluster
 
 DEFAULT_HOSTFILE = Path("hostfile.json")
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
 
 
 def make_parser(program: str, description: str | None, more: str = "") -> argparse.ArgumentParser:
@@ -26,26 +20,8 @@ def make_parser(program: str, description: str | None, more: str = "") -> argpar
 
     `more`: the last line of its help.
     """
-    parser = _Parser(prog=program, description=description, epilog=more)
-    group = parser.add_argument_group("where it runs")
-    where = group.add_mutually_exclusive_group()
-    where.add_argument(
-        "--hostfile",
-        type=Path,
-        help=f"the ring, as mlx.launch reads it (default: {DEFAULT_HOSTFILE})",
-    )
-    where.add_argument("--ranks", "-n", type=int, metavar="N", help="N ranks on this machine")
-    group.add_argument("--backend", choices=BACKENDS, help="default: the hostfile's, else ring")
-    group.add_argument(
-        "--starting-port",
-        type=int,
-        default=STARTING_PORT,
-        metavar="PORT",
-        help="first port of MLX's ring, one more for each rank (default: %(default)s)",
-    )
-    group.add_argument(
-        "--grace", type=float, default=GRACE, metavar="SECONDS", help="that ranks get to stop"
-    )
+    parser = Parser(prog=program, description=description, epilog=more)
+    add_launch_arguments(parser.add_argument_group("where it runs"), DEFAULT_HOSTFILE)
     add_arguments(parser)
     return parser
 
@@ -70,8 +46,6 @@ def cluster_of(args: argparse.Namespace, settings: Settings, scratch: Path) -> t
     """The hostfile in force and its nodes.  Raises HostfileError and ConfigError."""
     path: Path = args.hostfile or DEFAULT_HOSTFILE
     if args.ranks is not None:
-        if args.ranks < 1:
-            raise HostfileError(f"--ranks must be at least 1, not {args.ranks}")
         path = scratch / "hostfile.json"
         path.write_text(local_hostfile(args.ranks), encoding="ascii")
     return path, Cluster.of(settings.config, path)

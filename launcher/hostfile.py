@@ -72,6 +72,13 @@ def _texts(place: str, value: object) -> list[str]:
     return value
 
 
+def check_ranks(ranks: int) -> None:
+    """Whether so many can be asked for on this machine.  Raises HostfileError."""
+    if ranks < 1:
+        raise HostfileError(f"--ranks must be at least 1, not {ranks}")
+
+
 def local_hostfile(ranks: int) -> str:
-    """The content of a hostfile that runs `ranks` ranks on this machine."""
+    """The content of a hostfile that runs `ranks` ranks on this machine.  Raises HostfileError."""
+    check_ranks(ranks)
     return json.dumps([{"ssh": LOCAL, "ips": [LOCAL]} for _ in range(ranks)])

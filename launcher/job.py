@@ -120,9 +120,7 @@ class Job:
         self._spec = spec
         self._relay = relay
         self._transcript = Transcript()
-        self.steps: Mapping[
-            int, progress.Step
-        ] = {}  # how far ranks have come, read from any thread
+        self.steps: Mapping[int, progress.Step] = {}  # of ranks that start; read from any thread
         self.on_step: Callable[[], object] = lambda: None  # called in the thread of `run`
         self._wake_reader, self._wake_writer = socket.socketpair()
         self._wake_writer.setblocking(False)
@@ -332,39 +330,45 @@ def run_in_foreground(spec: JobSpec) -> int:
     return outcome.status
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says one sentence of an error: the user has typed ./scripts/serve, whose usage is another one."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _Parser(prog="python -m launcher.job", description=__doc__)
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--hostfile", type=Path, help="the ring, as mlx.launch reads it")
-    where.add_argument("--ranks", type=int, metavar="N", help="N ranks on this machine")
-    parser.add_argument("--backend", choices=BACKENDS, help="default: the hostfile's, else ring")
-    parser.add_argument(
+def add_launch_arguments(
+    group: argparse._ActionsContainer, default_hostfile: Path | None = None
+) -> None:
+    """On which machines, and how, the ranks are started.  Without a default, one has to say where."""
+    where = group.add_mutually_exclusive_group(required=default_hostfile is None)
+    default = f" (default: {default_hostfile})" if default_hostfile is not None else ""
+    where.add_argument("--hostfile", type=Path, help=f"the ring, as mlx.launch reads it{default}")
+    where.add_argument("--ranks", "-n", type=int, metavar="N", help="N ranks on this machine")
+    group.add_argument("--backend", choices=BACKENDS, help="default: the hostfile's, else ring")
+    group.add_argument(
         "--starting-port",
         type=int,
         default=STARTING_PORT,
         metavar="PORT",
         help="first port of MLX's ring, one more for each rank (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--grace", type=float, default=GRACE, metavar="SECONDS", help="that ranks get to stop"
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = Parser(prog="python -m launcher.job", description=__doc__)
+    add_launch_arguments(parser)
     parser.add_argument("command", nargs="+", help="what each rank runs, after --")
     args = parser.parse_args(arguments)
-    if args.ranks is not None and args.ranks < 1:
-        parser.error(f"--ranks must be at least 1, not {args.ranks}")
     with Scratch() as scratch:
         hostfile, backend = args.hostfile, args.backend
-        if hostfile is None:
-            hostfile = Path(scratch) / "hostfile.json"
-            hostfile.write_text(local_hostfile(args.ranks), encoding="ascii")
         try:
+            if hostfile is None:
+                hostfile = Path(scratch) / "hostfile.json"
+                hostfile.write_text(local_hostfile(args.ranks), encoding="ascii")
             backend = backend or read_hostfile(hostfile).backend or "ring"
         except HostfileError as error:
             parser.error(str(error))

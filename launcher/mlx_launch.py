@@ -35,8 +35,8 @@ from launcher.waiting_ranks import Fate, WaitingRanks
 
 REMOTE_KILL_TIMEOUT = 5.0  # seconds; an unreachable host would hold up ssh for minutes
 END_PAUSE = 0.05  # seconds; between two looks whether a rank that has closed its output has ended
-_ORIGINAL = launch.RemoteProcess
 ASK_PAUSE = 0.2  # seconds; between two looks for ranks that were just being started
+_ORIGINAL = launch.RemoteProcess
 
 
 class Commands:

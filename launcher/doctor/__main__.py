@@ -13,7 +13,7 @@ from launcher.doctor import report
 from launcher.doctor.checks import Status, judge
 from launcher.doctor.question import Place, Question
 from launcher.doctor.survey import take
-from launcher.hostfile import LOCAL, HostfileError, read_hostfile
+from launcher.hostfile import LOCAL, HostfileError, check_ranks, read_hostfile
 from launcher.job import STARTING_PORT
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -52,8 +52,7 @@ def ask_for(arguments: argparse.Namespace) -> Question:
         hostfile = read_hostfile(arguments.hostfile)
         hosts, addresses = hostfile.hosts, hostfile.addresses
     else:
-        if arguments.ranks < 1:
-            raise HostfileError(f"--ranks must be at least 1, not {arguments.ranks}")
+        check_ranks(arguments.ranks)
         hosts = (LOCAL,) * arguments.ranks
         addresses = ((LOCAL,),) * arguments.ranks
     nodes = config.nodes_of(len(hosts))
