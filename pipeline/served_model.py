@@ -16,7 +16,7 @@ def open_ahead(config: Config) -> Checkpoint:
 
     Raises ModelError.
     """
-    state = state_of(_open(config, silent).path)
+    state = state_of(_open(config, silent).path)  # from before anything that is kept was read
     checkpoint = _open(config, silent)
     checkpoint.blueprint()
     _ahead.keep(_key(config), checkpoint.path, state, checkpoint)
