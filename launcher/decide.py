@@ -125,7 +125,8 @@ class Stop:
 
 @dataclass(frozen=True)
 class Wait:
-    """Look again when something happens, at `until` at the latest; `reason`: why nothing runs, else empty.
+    """Look again when something happens, at `until` at the latest; `reason`: why nothing runs, or why what
+    runs is not changed as the configuration wants it; else empty.
 
     `permanent`: as long as no node comes, nothing will.
     """
@@ -177,22 +178,30 @@ def _while_running(observed: Observed, epoch: Epoch, policy: Policy) -> Action:
         return Wait(observed.now + LOOK_AGAIN)
     if observed.wishes.restart:
         return Stop(observed.wishes.restart)
-    leader = observed.wishes.leader
-    if leader is not None and leader in _names(available(observed)) and leader != epoch.order[0]:
-        return Stop(f"{leader} is to lead")
     return _improve(observed, epoch, policy)
 
 
 def _improve(observed: Observed, epoch: Epoch, policy: Policy) -> Action:
+    """Changes of a ring that works, which nobody has to have: none is worth one that can't start."""
+    nodes = _names(available(observed))
+    if not nodes or _is_too_small(observed, frozenset(nodes)):
+        gone = ", ".join(_gone(observed, epoch))
+        others = f"on {', '.join(nodes)} the model does not fit" if nodes else "nobody else is there"
+        return Wait(_next_change(observed), f"{gone} can't leave: {others}" if gone else "")
+    leader = observed.wishes.leader
+    if leader in nodes and leader != epoch.order[0]:
+        return Stop(f"{leader} is to lead")
+    return _when_idle(observed, epoch, policy)
+
+
+def _when_idle(observed: Observed, epoch: Epoch, policy: Policy) -> Action:
     """Changes that can wait for an idle moment."""
-    due = [observed.now + LOOK_AGAIN]
-    gone = [name for name in epoch.order if name not in _names(observed.nodes)]
+    due = [_next_change(observed), observed.now + LOOK_AGAIN]
+    gone = _gone(observed, epoch)
     back = [name for name in _names(available(observed)) if name not in epoch.order]
     changes = [f"{', '.join(gone)} no longer belongs to it"] if gone else []
-    if back and not _is_too_small(observed, frozenset(epoch.order) | set(back)):
-        changes.append(f"{', '.join(back)} can take part")
+    changes += [f"{', '.join(back)} can take part"] if back else []
     why = ", ".join(changes)
-    due += [n.record.held_until for n in observed.nodes if n.up and n.record.is_held(observed.now)]
     rotates = policy.strategy == "round_robin" and observed.wishes.leader is None
     if rotates and epoch.ready_at is not None and len(epoch.order) > 1:
         rotation = epoch.ready_at + policy.rotation_interval
@@ -205,6 +214,11 @@ def _improve(observed: Observed, epoch: Epoch, policy: Policy) -> Action:
             return Stop(why)
         due.append(quiet)
     return Wait(min(time for time in due if time > observed.now))
+
+
+def _gone(observed: Observed, epoch: Epoch) -> list[str]:
+    """Who runs and is no longer configured."""
+    return [name for name in epoch.order if name not in _names(observed.nodes)]
 
 
 def _while_down(observed: Observed, policy: Policy) -> Action:

@@ -50,14 +50,14 @@ def summary_of(supervisor: Supervisor) -> Document:
 
 
 def _state(supervisor: Supervisor) -> tuple[str, str]:
-    """In one word, and why it does not serve, in one sentence."""
+    """In one word, and why it does not serve, or not with the nodes that it should, in one sentence."""
     epoch = supervisor.epoch
     if epoch is None:
         last = supervisor.history.last
         return "waiting", supervisor.waiting_for or (last.reason if last is not None else "")
     phase = epoch.view(0).phase
     if phase is Phase.READY:
-        return "serving", ""
+        return "serving", supervisor.waiting_for
     return phase.value, epoch.asked_to_stop or "the ranks are starting"
 
 

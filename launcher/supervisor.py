@@ -71,7 +71,7 @@ class Supervisor:
         self.last: RunningEpoch | None = None
         self.recoveries = Recoveries()
         self.models = ModelSwitch(config.model.name)
-        self.waiting_for = ""  # why nothing runs
+        self.waiting_for = ""  # why nothing runs, or nothing is changed
         self._broken: Broken | None = None  # what is recovered from
         self._lost = LostNodes()
         self._wake = asyncio.Event()
@@ -211,12 +211,18 @@ class Supervisor:
             if action.at_once:
                 self._lost.search(self.epoch.members)
         elif isinstance(action, Wait):
-            if self.epoch is None and action.reason != self.waiting_for:
+            if action.reason != self.waiting_for:
                 self.waiting_for = action.reason
-                self._say_down(action.reason, action.permanent)
-                self._log("waiting", reason=action.reason)
+                self._say_why(action)
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), max(0.0, action.until - time.monotonic()))
+
+    def _say_why(self, wait: Wait) -> None:
+        if self.epoch is None:
+            self._say_down(wait.reason, wait.permanent)
+            self._log("waiting", reason=wait.reason)
+        elif wait.reason:
+            self._log("the ring stays as it is", "warning", reason=wait.reason)
 
     def _observed(self) -> Observed:
         in_flight = self.door.in_flight() if self.door is not None else 0

@@ -26,6 +26,7 @@ from launcher.decide import (
     Wishes,
     next_action,
 )
+from launcher.election import Strategy
 
 BREAKER = BreakerPolicy(allowed=1, hold_initial=20, hold_max=300, forgive_after=600)
 POLICY = Policy("health_based", BREAKER, 0.5, 30.0, 5.0, 3600.0)
@@ -267,3 +268,69 @@ def test_who_is_new_in_the_configuration_is_taken_in_with_whom_has_left() -> Non
     other = (*NODES[:2], Node("mini3"))
     action = next_action(seen(epoch=serving(), nodes=other, history=SERVED), POLICY)
     assert action == Stop("master no longer belongs to it, mini3 can take part")
+
+
+def test_a_ring_is_not_ended_for_one_that_is_known_to_be_too_small() -> None:
+    without = seen(
+        epoch=serving(), nodes=NODES[:2], history=replace(SERVED, too_small=(frozenset(ALL[:2]),))
+    )
+    kept = next_action(without, POLICY)
+    assert isinstance(kept, Wait)
+    assert kept.reason == "master can't leave: on mini1, mini2 the model does not fit"
+    led = replace(without, wishes=Wishes(leader="mini2"))
+    assert isinstance(next_action(led, POLICY), Wait)
+    rotating = replace(POLICY, strategy="round_robin", rotation_interval=1.0)
+    assert isinstance(next_action(without, rotating), Wait)
+    # Somebody new may make up for it.
+    more = replace(without, nodes=(*NODES[:2], Node("mini3")))
+    assert isinstance(next_action(more, POLICY), Stop)
+
+
+def test_a_ring_is_not_ended_while_nobody_could_start_instead() -> None:
+    other = seen(epoch=serving(), nodes=(Node("mini9", up=False),), history=SERVED)
+    kept = next_action(other, POLICY)
+    assert isinstance(kept, Wait)
+    assert kept.reason == "mini1, mini2, master can't leave: nobody else is there"
+
+
+some_names = st.sets(st.sampled_from("abcde"), min_size=1)
+some_nodes = st.dictionaries(
+    st.sampled_from("abcde"), st.tuples(st.booleans(), st.floats(0, 200)), max_size=5
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    some_nodes,
+    some_names,
+    st.lists(some_names.map(frozenset), max_size=4),
+    st.sampled_from(["manual", "round_robin", "health_based", "load_based"]),
+    st.none() | st.sampled_from("abcde"),
+)
+def test_a_ring_that_works_is_ended_unasked_only_for_one_that_can_start(
+    known: dict[str, tuple[bool, float]],
+    running: set[str],
+    too_small: list[frozenset[str]],
+    strategy: Strategy,
+    leader: str | None,
+) -> None:
+    nodes = tuple(
+        Node(name, up, Record(2, 0.0, held_until)) for name, (up, held_until) in known.items()
+    )
+    observed = Observed(
+        100.0,
+        nodes,
+        Epoch(tuple(sorted(running)), Phase.READY, ready_at=1.0, idle_since=1.0),
+        History(ever_ready=True, ready_epoch=1, too_small=tuple(too_small)),
+        Wishes(leader=leader),
+    )
+    policy = replace(POLICY, strategy=strategy, rotation_interval=10.0)
+    action = next_action(observed, policy)
+    if not isinstance(action, Stop):
+        assert isinstance(action, Wait)
+        assert action.until > observed.now
+        return
+    assert observed.epoch is not None
+    end = End(100.0, Cause.STOPPED, action.reason, observed.epoch.order)
+    after = replace(observed, epoch=None, history=decide.after(observed.history, end))
+    assert isinstance(next_action(after, policy), Start)
