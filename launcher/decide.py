@@ -186,7 +186,9 @@ def _improve(observed: Observed, epoch: Epoch, policy: Policy) -> Action:
     nodes = _names(available(observed))
     if not nodes or _is_too_small(observed, frozenset(nodes)):
         gone = ", ".join(_gone(observed, epoch))
-        others = f"on {', '.join(nodes)} the model does not fit" if nodes else "nobody else is there"
+        others = (
+            f"on {', '.join(nodes)} the model does not fit" if nodes else "nobody else is there"
+        )
         return Wait(_next_change(observed), f"{gone} can't leave: {others}" if gone else "")
     leader = observed.wishes.leader
     if leader in nodes and leader != epoch.order[0]:

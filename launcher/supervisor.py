@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,13 +35,14 @@ from launcher.decide import (
 )
 from launcher.door import Door, LeaderAddress
 from launcher.epoch import RunningEpoch
-from launcher.files import UNUSABLE, Files, Found
+from launcher.files import Files, Found
 from launcher.frontdoor import metrics
 from launcher.logs import LogStream
+from launcher.lookout import Lookout
 from launcher.models import ModelSwitch, SwitchInProgress
 from launcher.nodes import Cluster
 from launcher.policy import configured_leader, policy_of
-from launcher.probe import HealthProbe, LostNodes, unreachable
+from launcher.probe import HealthProbe
 from launcher.recoveries import Broken, Recoveries, recovery_of
 from launcher.scratch import Scratch
 from launcher.starter import Launch, Starter
@@ -66,22 +67,26 @@ class Supervisor:
         self.history = History()
         self.wishes = Wishes(leader=configured_leader(config))
         self.records: dict[str, Record] = {}
-        self.down: dict[str, str] = {}  # why nodes can't be reached, by name
         self.epoch: RunningEpoch | None = None
         self.last: RunningEpoch | None = None
         self.recoveries = Recoveries()
         self.models = ModelSwitch(config.model.name)
         self.waiting_for = ""  # why nothing runs, or nothing is changed
         self._broken: Broken | None = None  # what is recovered from
-        self._lost = LostNodes()
         self._wake = asyncio.Event()
         self._probe = HealthProbe(launcher_tls(config.tls))
         self._scratch = Scratch()
-        self._files = Files(config, cluster, launch.load, launch.hostfile, launch.folder)
+        files = Files(config, cluster, launch.load, launch.hostfile, launch.folder)
+        self._lookout = Lookout(files, cluster, logs, self._wake.set)
         self._starter = Starter(launch, config, cluster, logs, Path(self._scratch.name))
         self.standby = self._starter.standby
         self.door: Door | None = None
         self.draining = False
+
+    @property
+    def down(self) -> Mapping[str, str]:
+        """Why nodes can't be reached, by name."""
+        return self._lookout.down
 
     # what operators ask for; all of it takes effect with the next decision
 
@@ -97,7 +102,7 @@ class Supervisor:
 
         Raises one of `files.UNUSABLE`, and restarts nothing, if that could not work.
         """
-        self._take_up(self._files.read(), wanted=True)
+        self._use(self._lookout.files_for_now())
         with contextlib.suppress(SwitchInProgress):
             self.models.want_configured()
         self.records = {}
@@ -131,33 +136,16 @@ class Supervisor:
         with contextlib.suppress(SwitchInProgress):
             self.switch_model(name)
 
-    def _reread(self) -> None:
-        """What has changed on disk holds from now on, unless it can't be used."""
-        try:
-            self._take_up(self._files.changed())
-        except UNUSABLE as error:
-            self._log("the configuration on disk can't be used", "warning", reason=str(error))
-
-    def _take_up(self, found: Found | None, wanted: bool = False) -> None:
-        """`wanted`: for the next start, which is to come now."""
+    def _use(self, found: Found | None) -> None:
+        """What the files say now holds from the next start on."""
         if found is None:
             return
-        known = {member.name for member in self.cluster.members}
-        new = [m for m in found.cluster.members if m.name not in known and not m.is_local]
-        if new and not (wanted and self._lost.search(new, patient=False)):
-            # as long as `_probe_nodes` has not found it
-            self.down |= {member.name: "nobody has looked for it yet" for member in new}
         before, self.config, self.cluster = self.config, found.config, found.cluster
         self._policy = policy_of(found.config)
-        self._wake.set()
         self._starter.use(found.config, found.cluster)
         self.models.configured(found.config.model.name)
         if configured_leader(found.config) != configured_leader(before):
             self.wishes = replace(self.wishes, leader=configured_leader(found.config))
-        nodes = ", ".join(member.name for member in found.cluster.members)
-        self._log("the configuration has changed on disk", nodes=nodes)
-        if kept := ", ".join(found.kept):
-            self._log("the launcher goes on as it was started", "warning", settings=kept)
 
     # the loop
 
@@ -186,9 +174,9 @@ class Supervisor:
         while True:
             self._wake.clear()
             self._notice_end()
-            await self._notice_lost()
-            if self.epoch is None:
-                self._reread()
+            if self.epoch is None:  # before the next launch is decided on
+                await self._lookout.find_lost()
+                self._use(self._lookout.changed_files())
             await self._switch_if_wanted()
             action = next_action(self._observed(), self._policy)
             if isinstance(action, Finish):
@@ -209,7 +197,7 @@ class Supervisor:
             self._log("ending the epoch", reason=action.reason, epoch=self.epoch.number)
             self.epoch.stop(action.reason, action.at_once)
             if action.at_once:
-                self._lost.search(self.epoch.members)
+                self._lookout.search(self.epoch.members)
         elif isinstance(action, Wait):
             if action.reason != self.waiting_for:
                 self.waiting_for = action.reason
@@ -267,7 +255,7 @@ class Supervisor:
         end = End(now, cause, epoch.asked_to_stop or fault.reason, epoch.order)
         if cause is not Cause.STOPPED:
             end = replace(end, reason=fault.reason)
-            self._lost.search(epoch.members)
+            self._lookout.search(epoch.members)
             self._log("the epoch has ended", "warning", cause=cause.value, reason=fault.reason)
             reverted = self._revert_model(cause, fault.reason)
             if fault.node is not None and not reverted:
@@ -276,18 +264,6 @@ class Supervisor:
         if self._broken is None and self.history.ever_ready:
             self._broken = Broken(epoch.times, cause, end.reason, fault.node)
         self._say_down(end.reason)
-
-    async def _notice_lost(self) -> None:
-        """Before the next launch is decided on."""
-        if self.epoch is None:
-            self._are_down({**self.down, **await self._lost.found()})
-
-    def _are_down(self, down: dict[str, str]) -> None:
-        before, self.down = self.down, down
-        if down.keys() != before.keys():
-            self._wake.set()
-        for name in down.keys() - before.keys():
-            self._log("a node can't be reached", "warning", name=name, reason=down[name])
 
     def _became_ready(self, epoch: RunningEpoch) -> None:
         self.history = decide.ready(self.history, epoch.number)
@@ -343,10 +319,9 @@ class Supervisor:
             if epoch is not None and not epoch.ended:
                 await epoch.look(self._probe)
                 if self._calm_since() is not None:
-                    self._lost.heed(epoch.members, epoch.watch.is_suspicious(time.monotonic()))
+                    self._lookout.heed(epoch.members, epoch.watch.is_suspicious(time.monotonic()))
                 self._grant(epoch)
-            reachable = [m.name for m in self.cluster.members if m.name not in self.down]
-            self.standby.tend(time.monotonic(), self._calm_since(), reachable)
+            self.standby.tend(time.monotonic(), self._calm_since(), self._lookout.reachable)
 
     def _calm_since(self) -> float | None:
         """Since when the epoch at hand serves; None if it does not, or not for long any more."""
@@ -373,13 +348,9 @@ class Supervisor:
     async def _probe_nodes(self) -> None:
         """Look after nodes that take no part: gone ones may be back."""
         while True:
-            self._reread()
-            in_ring = self.epoch.order if self.epoch is not None else ()
-            members = [m for m in self.cluster.members if m.name not in in_ring]
+            self._use(self._lookout.changed_files())
             if self.epoch is not None or self.history.last is not None:
-                found = await unreachable(members)
-                left = {n: w for n, w in self.down.items() if n not in [m.name for m in members]}
-                self._are_down({**left, **found})
+                await self._lookout.look_for(self.epoch.order if self.epoch is not None else ())
             await asyncio.sleep(PROBE_NODES_EVERY)
 
     async def _end_epoch(self) -> None:

@@ -161,7 +161,7 @@ def test_a_request_for_another_model_waits_for_a_switch_under_way(supervisor: Su
 
 
 def test_the_status_names_all_nodes_before_anything_runs(supervisor: Supervisor) -> None:
-    supervisor.down["mini2"] = "ssh to mini2 fails"
+    supervisor._lookout.down["mini2"] = "ssh to mini2 fails"
     text = rendered(status_of(supervisor))
     assert all(name in text for name in ("mini1", "mini2", "master", "ssh to mini2 fails"))
 
@@ -183,7 +183,7 @@ def test_what_breaks_a_look_around_ends_the_launcher(
 
 
 def test_who_has_no_key_learns_no_host_and_no_login(supervisor: Supervisor) -> None:
-    supervisor.down["mini2"] = "ssh to operator@mini2 fails"
+    supervisor._lookout.down["mini2"] = "ssh to operator@mini2 fails"
     assert "operator@mini2" in str(status_of(supervisor))
     assert summary_of(supervisor) == {
         "state": "waiting",
@@ -229,12 +229,13 @@ def test_a_node_that_a_broken_epoch_has_lost_takes_no_part_in_the_next(
     monkeypatch.setattr("launcher.probe.why_no_login", why_no_login)
     local, *others = supervisor.cluster.members
     members = [local, *(replace(m, entry={**m.entry, "ssh": m.name}) for m in others)]
+    lost = supervisor._lookout._lost
 
     async def lose() -> None:
-        supervisor._lost.search(members)
-        supervisor._lost.search(members)  # found broken, and then ended
-        await supervisor._notice_lost()
-        await supervisor._notice_lost()
+        lost.search(members)
+        lost.search(members)  # found broken, and then ended
+        await supervisor._lookout.find_lost()
+        await supervisor._lookout.find_lost()
 
     asyncio.run(lose())
     assert patience == {member.ssh: LOST_PATIENCE for member in members[1:]}
@@ -246,7 +247,7 @@ def test_a_node_that_a_broken_epoch_has_lost_takes_no_part_in_the_next(
 def test_a_restart_over_a_broken_configuration_is_refused_and_nothing_happens(
     supervisor: Supervisor, client: TestClient
 ) -> None:
-    hostfile = supervisor._files._hostfile
+    hostfile = supervisor._lookout._files._hostfile
     hostfile.write_text("[")
     refused = client.post("/admin/restart")
     assert refused.status_code == 400
@@ -254,14 +255,15 @@ def test_a_restart_over_a_broken_configuration_is_refused_and_nothing_happens(
     assert "nothing is restarted" in message
     assert str(hostfile) in message
     assert supervisor.wishes.restart == ""
-    supervisor._reread()  # as before a start, which goes on with what is known
+    # as before a start, which goes on with what is known
+    assert supervisor._lookout.changed_files() is None
     assert len(supervisor.cluster.members) == 3
 
 
 def test_a_restart_takes_nodes_and_settings_as_they_are_on_disk(
     supervisor: Supervisor, client: TestClient
 ) -> None:
-    supervisor._files._hostfile.write_text(local_hostfile(2))
+    supervisor._lookout._files._hostfile.write_text(local_hostfile(2))
     folder = supervisor._starter._launch.folder
     (folder / "cluster.yaml").write_text("launcher: {backoff_max: 7}")
     nodes = yaml.safe_load((folder / "nodes.yaml").read_text())
@@ -282,7 +284,7 @@ def add_mini3(supervisor: Supervisor) -> None:
     nodes["nodes"]["mini3"] = {"node_id": 3, "host": "mini3.test", "ports": [8600, 8601, 8602]}
     (folder / "nodes.yaml").write_text(yaml.safe_dump(nodes))
     hosts = [*json.loads(local_hostfile(3)), {"ssh": "mini3.test", "ips": ["192.0.2.1"]}]
-    supervisor._files._hostfile.write_text(json.dumps(hosts))
+    supervisor._lookout._files._hostfile.write_text(json.dumps(hosts))
 
 
 def test_a_node_that_was_added_takes_no_part_before_it_was_looked_for(
@@ -290,7 +292,7 @@ def test_a_node_that_was_added_takes_no_part_before_it_was_looked_for(
 ) -> None:
     """A cluster that serves is not stopped for a node that may not be there."""
     add_mini3(supervisor)
-    supervisor._reread()
+    supervisor._use(supervisor._lookout.changed_files())
     assert supervisor._wake.is_set()
     assert len(supervisor.cluster.members) == 4
     assert set(supervisor.down) == {"mini3"}
@@ -312,12 +314,13 @@ def test_a_restart_takes_a_new_node_only_if_that_is_looked_for(
     monkeypatch.setattr("launcher.probe.why_no_login", why_no_login)
     silent = [replace(m, entry={**m.entry, "ssh": m.name}) for m in supervisor.cluster.members[1:]]
     add_mini3(supervisor)
+    lost = supervisor._lookout._lost
 
     async def restart() -> None:
         if is_busy:
-            supervisor._lost.heed(silent, is_suspicious=True)
-        supervisor._take_up(supervisor._files.changed(), wanted=True)
-        assert await supervisor._lost.found() == {}
+            lost.heed(silent, is_suspicious=True)
+        supervisor._use(supervisor._lookout.files_for_now())
+        assert await lost.found() == {}
 
     asyncio.run(restart())
     assert ("mini3.test" in asked, set(supervisor.down)) == (
@@ -333,17 +336,18 @@ def test_nodes_are_looked_for_as_soon_as_somebody_is_silent(
     monkeypatch.setattr("launcher.probe.why_no_login", lambda host, seconds: why.get(host, ""))
     local, *others = supervisor.cluster.members
     members = [local, *(replace(m, entry={**m.entry, "ssh": m.name}) for m in others)]
+    lost = supervisor._lookout._lost
 
     async def suspect() -> None:
-        supervisor._lost.heed(members, is_suspicious=True)
-        supervisor._lost.heed(members, is_suspicious=True)
-        search = supervisor._lost._search
+        lost.heed(members, is_suspicious=True)
+        lost.heed(members, is_suspicious=True)
+        search = lost._search
         assert search is not None
         await search
-        supervisor._lost.heed(members, is_suspicious=False)
-        assert await supervisor._lost.found() == {}
-        supervisor._lost.heed(members, is_suspicious=True)
-        supervisor._lost.search(members)  # it has broken
-        assert await supervisor._lost.found() == why
+        lost.heed(members, is_suspicious=False)
+        assert await lost.found() == {}
+        lost.heed(members, is_suspicious=True)
+        lost.search(members)  # it has broken
+        assert await lost.found() == why
 
     asyncio.run(suspect())
