@@ -62,6 +62,11 @@ class ModelConfig(Section):
         description="Longest sequence (prompt + output) in tokens; null: what the model allows.",
     )
 
+    @property
+    def origin(self) -> tuple[str, str | None, bool]:
+        """What decides which files are read, and how: source, revision, and whether their code is trusted."""
+        return self.source, self.revision, self.trust_remote_code
+
     @model_validator(mode="after")
     def _check_revision(self) -> ModelConfig:
         if self.revision is not None and not is_hub_id(self.source):

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher.hostfile import HostfileError
-from launcher.job import JobError, JobSpec
+from launcher.job import JobError
 from launcher.logs import LogStream
-from launcher.nodes import Cluster
 from launcher.outcome import Outcome
+from launcher.standby_grounds import Grounds, why_outdated
 from launcher.standby_job import StandbyJob
 from launcher.standby_policy import Begin, Drop, Seen, Waiting, choose
 from server.standby.assignment import VERSION, Assignment
@@ -28,6 +28,7 @@ class _Current:
     """The job of those who wait.  `running`: until nothing is left of it."""
 
     nodes: tuple[str, ...]
+    grounds: Grounds
     job: StandbyJob
     running: asyncio.Task[Outcome]
 
@@ -40,25 +41,24 @@ class _Current:
 class Standby:
     """All methods belong to the event loop."""
 
-    def __init__(
-        self, spec: JobSpec | None, settle: float, cluster: Cluster, logs: LogStream
-    ) -> None:
-        """`spec`: of a job over all nodes, None for no such job; its hostfile is written for each one."""
-        self._spec, self._settle, self._cluster, self._logs = spec, settle, cluster, logs
+    def __init__(self, grounds: Grounds | None, settle: float, logs: LogStream) -> None:
+        """`grounds`: what to start them with; None: nobody waits."""
+        self._grounds, self._settle, self._logs = grounds, settle, logs
         self._current: _Current | None = None
         self._ending: set[asyncio.Task[Outcome]] = set()
         self._begun_at: float | None = None
         self._failures = 0
         self._ended = ""  # why the latest one ended unused
 
-    def use(self, spec: JobSpec | None, settle: float, cluster: Cluster) -> None:
-        """As for a new one, from now on."""
-        self._spec, self._settle, self._cluster = spec, settle, cluster
-        self.drop("the configuration has changed")
+    def use(self, grounds: Grounds | None, settle: float) -> None:
+        """As for a new one, from now on; those who wait go on if what they were started with still holds."""
+        self._grounds, self._settle = grounds, settle
+        if self._current is not None and (why := why_outdated(self._current.grounds, grounds)):
+            self.drop(why)
 
     def tend(self, now: float, calm_since: float | None, reachable: Sequence[str]) -> None:
         """Begin or end one, as `standby_policy` says; to be called every now and then."""
-        if self._spec is None:
+        if self._grounds is None:
             return
         self._notice_end()
         seen = Seen(
@@ -71,7 +71,7 @@ class Standby:
             self.drop(choice.reason)
         elif isinstance(choice, Begin):
             self._begun_at = now
-            self._begin(self._spec, choice.nodes)
+            self._begin(self._grounds, choice.nodes)
 
     def take(
         self, epoch: int, order: Sequence[str], arguments: Sequence[str]
@@ -81,8 +81,8 @@ class Standby:
         Those who wait and can't be used are ended: they would only be in its way.
         """
         self._notice_end()
-        current, waiting = self._current, self._waiting
-        if self._spec is None or current is None or waiting is None:
+        grounds, current, waiting = self._grounds, self._current, self._waiting
+        if grounds is None or current is None or waiting is None:
             return None
         if not waiting.will_do(order):
             missing = sorted(set(order) - waiting.ready)
@@ -94,7 +94,7 @@ class Standby:
                 version=VERSION,
                 epoch=epoch,
                 places=tuple(current.nodes.index(name) for name in order),
-                ring=self._cluster.ring(order, self._spec.starting_port),
+                ring=grounds.cluster.ring(order, grounds.spec.starting_port),
                 arguments=tuple(arguments),
             )
         )
@@ -121,7 +121,7 @@ class Standby:
         """For status; `reason`: where nobody waits, why the last ones no longer do."""
         waiting = self._waiting
         if waiting is None:
-            state = "off" if self._spec is None else "none"
+            state = "off" if self._grounds is None else "none"
             return {"state": state, "nodes": [], "reason": self._ended}
         ready = [name for name in waiting.nodes if name in waiting.ready]
         return {"state": waiting.state, "nodes": ready, "reason": ""}
@@ -130,11 +130,12 @@ class Standby:
     def _waiting(self) -> Waiting | None:
         return None if self._current is None else self._current.view()
 
-    def _begin(self, spec: JobSpec, nodes: tuple[str, ...]) -> None:
-        spec.hostfile.write_text(self._cluster.hostfile(nodes), encoding="utf-8")
-        job = StandbyJob(spec, self._logs)
+    def _begin(self, grounds: Grounds, nodes: tuple[str, ...]) -> None:
+        text = grounds.cluster.hostfile(nodes)
+        grounds.spec.hostfile.write_text(text, encoding="utf-8")
+        job = StandbyJob(grounds.spec, self._logs)
         running = asyncio.create_task(asyncio.to_thread(job.run), name="standby")
-        self._current = _Current(nodes, job, running)
+        self._current = _Current(nodes, grounds, job, running)
         self._logs.say("starting the standby", nodes=", ".join(nodes))
 
     def _notice_end(self) -> None:

@@ -13,6 +13,7 @@ from launcher.logs import LogStream
 from launcher.nodes import Cluster
 from launcher.probe import own_address
 from launcher.standby import Standby
+from launcher.standby_grounds import Grounds
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,12 @@ class Starter:
         self._launch, self._cluster, self._logs, self._scratch = launch, cluster, logs, scratch
         self._patience = _patience_of(config)
         self._count = 0
-        self.standby = Standby(
-            self._standby_spec(config), config.launcher.standby_after, cluster, logs
-        )
+        self.standby = Standby(self._grounds(config), config.launcher.standby_after, logs)
 
     def use(self, config: Config, cluster: Cluster) -> None:
-        """Start others from now on; those who wait are ended."""
+        """Start others from now on; those who wait are ended if they would be others, too."""
         self._patience, self._cluster = _patience_of(config), cluster
-        self.standby.use(self._standby_spec(config), config.launcher.standby_after, cluster)
+        self.standby.use(self._grounds(config), config.launcher.standby_after)
 
     def start(
         self, order: Sequence[str], model: Sequence[str], changed: Callable[[], None]
@@ -75,12 +74,13 @@ class Starter:
         path.write_text(self._cluster.hostfile(order), encoding="utf-8")
         return Job(self._spec((*self._launch.server, *arguments), path), self._logs)
 
-    def _standby_spec(self, config: Config) -> JobSpec | None:
+    def _grounds(self, config: Config) -> Grounds | None:
         """None where nobody is to wait: as configured, or since mpirun gives out the ranks at its start."""
         launch = self._launch
         if not (config.launcher.standby and launch.standby and launch.backend == "ring"):
             return None
-        return self._spec(launch.standby, self._scratch / "standby.json")
+        spec = self._spec(launch.standby, self._scratch / "standby.json")
+        return Grounds(spec, self._cluster, config.model)
 
     def _spec(self, command: tuple[str, ...], hostfile: Path) -> JobSpec:
         launch = self._launch

@@ -19,7 +19,7 @@ def open_ahead(config: Config) -> Checkpoint:
     state = state_of(_open(config, silent).path)  # from before anything that is kept was read
     checkpoint = _open(config, silent)
     checkpoint.blueprint()
-    _ahead.keep(_key(config), checkpoint.path, state, checkpoint)
+    _ahead.keep(config.model.origin, checkpoint.path, state, checkpoint)
     return checkpoint
 
 
@@ -28,12 +28,7 @@ def open_checkpoint(config: Config, progress: Progress) -> Checkpoint:
 
     Raises ModelError.
     """
-    return _ahead.take(_key(config)) or _open(config, progress)
-
-
-def _key(config: Config) -> tuple[str, str | None, bool]:
-    model = config.model
-    return model.source, model.revision, model.trust_remote_code
+    return _ahead.take(config.model.origin) or _open(config, progress)
 
 
 def _open(config: Config, progress: Progress) -> Checkpoint:

@@ -6,6 +6,7 @@ import asyncio
 import io
 import threading
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from launcher.logs import LogStream
 from launcher.nodes import Cluster
 from launcher.outcome import Outcome
 from launcher.standby import Standby
+from launcher.standby_grounds import Grounds
 from server.standby.assignment import Assignment
 from tests.launcher.processes import DEADLINE
 
@@ -61,12 +63,13 @@ def live(tmp_path: Path) -> Callable[[Callable[[Standby], Awaitable[None]]], Non
     """Runs a test with a keeper; at the end of it nothing of it runs."""
     hostfile = tmp_path / "hostfile.json"
     hostfile.write_text(local_hostfile(3))
-    cluster = Cluster.of(load(None, {}).config, hostfile)
+    config = load(None, {}).config
+    cluster = Cluster.of(config, hostfile)
     spec = JobSpec(("true",), tmp_path / "standby.json", starting_port=100)
 
     async def run(test: Callable[[Standby], Awaitable[None]]) -> None:
         logs = LogStream(out=io.StringIO(), error=io.StringIO())
-        made = Standby(spec, SETTLE, cluster, logs)
+        made = Standby(Grounds(spec, cluster, config.model), SETTLE, logs)
         await test(made)
         await made.end()
         assert asyncio.all_tasks() == {asyncio.current_task()}
@@ -149,16 +152,38 @@ def test_a_node_that_is_back_is_included(jobs: list[FakeJob], live: Live) -> Non
 
 def test_settings_that_change_hold_from_now_on(jobs: list[FakeJob], live: Live) -> None:
     async def test(keeper: Standby) -> None:
-        spec, cluster = keeper._spec, keeper._cluster
+        grounds = keeper._grounds
         keeper.tend(SETTLE, 0.0, NAMES)
-        keeper.use(None, SETTLE, cluster)
+        keeper.use(None, SETTLE)
         assert jobs[0].ended.is_set()
         keeper.tend(10 * SETTLE, 0.0, NAMES)
         assert keeper.document()["state"] == "off"
-        keeper.use(spec, 20 * SETTLE, cluster)
+        keeper.use(grounds, 20 * SETTLE)
         keeper.tend(20 * SETTLE, 0.0, NAMES)
         assert len(jobs) == 1  # the latest was begun less than that ago
         keeper.tend(21 * SETTLE, 0.0, NAMES)
         assert len(jobs) == 2
+
+    live(test)
+
+
+def test_who_waits_goes_on_where_its_grounds_still_hold(jobs: list[FakeJob], live: Live) -> None:
+    """A node that was taken out, or added, is no reason to end those on the others."""
+
+    async def test(keeper: Standby) -> None:
+        grounds = keeper._grounds
+        assert grounds is not None
+        keeper.tend(SETTLE, 0.0, NAMES)
+        [job] = jobs
+        job.warm = ALL
+        fewer = replace(grounds.cluster, members=grounds.cluster.members[1:])
+        keeper.use(replace(grounds, cluster=fewer), SETTLE)
+        keeper.tend(SETTLE, 0.0, NAMES[1:])
+        assert not job.ended.is_set()
+        taken = keeper.take(2, ["master", "mini2"], ())
+        assert taken is not None
+        assert job.assigned[0].places == (2, 1)
+        job.stop()
+        await taken[1]
 
     live(test)
