@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 import sys
 
+from config import program
 from launcher.commands import COMMANDS
 from launcher.serve import main as serve
 
@@ -26,7 +27,4 @@ def main(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    sys.exit(program.run(lambda: main(sys.argv[1:])))

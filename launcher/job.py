@@ -28,6 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, NoReturn
 
+from config import program
 from launcher.hostfile import Hostfile, HostfileError, local_hostfile, read_hostfile
 from launcher.login import explain_login
 from launcher.outcome import Outcome, Transcript
@@ -380,7 +381,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # before the job runs, or after
-        sys.exit(130)
+    sys.exit(program.run(main))

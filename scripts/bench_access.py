@@ -13,6 +13,7 @@ import asyncio
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -23,6 +24,7 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from starlette.types import Receive, Scope, Send
 
+from config import program
 from config.access import AuditConfig, JwtConfig, LimitsConfig, RoleLimits, RoleName
 from server.access.audit import AuditLog
 from server.access.cluster_secret import Signer, Verifier
@@ -179,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(program.run(main))

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from pathlib import Path
 
 from benchlib.report import Column, add_output_arguments, check_output, table, write_json
+from config import program
 from pipeline.checkpoint import Checkpoint
 from pipeline.chunks import ChunkSizes
 from pipeline.demo_model import ensure_demo_model
@@ -92,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(program.run(main))

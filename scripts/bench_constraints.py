@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from pathlib import Path
 
 from benchlib.report import add_output_arguments, check_output, write_json
+from config import program
 from pipeline.checkpoint import Checkpoint
 from pipeline.demo_model import ensure_demo_model
 from pipeline.frames import Admission, Decode, Prefill, Step
@@ -97,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(program.run(main))

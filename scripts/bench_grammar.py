@@ -13,6 +13,7 @@ import importlib.util
 import itertools
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from typing import Any, Protocol
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from benchlib.report import add_output_arguments, check_output, write_json
+from config import program
 from pipeline.demo_model import ensure_demo_model
 
 LARGE = 152_000
@@ -282,4 +284,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(program.run(main))

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+from benchlib.ending import end_once
 from benchlib.options import positive
 from benchlib.report import add_output_arguments, check_output, write_json
 from benchlib.targets import Setup
@@ -34,6 +34,7 @@ from chaoslib.faults import ON_HOSTS, ON_ONE_MACHINE, kinds
 from chaoslib.load import Load
 from chaoslib.on_hosts import HostCluster
 from chaoslib.trial import Result, Trial, connections
+from config import program
 from hostlib.hosts import Hosts, obstacle
 from launcher.job import BACKENDS
 from pipeline.demo_model import ensure_demo_model
@@ -163,10 +164,14 @@ def _summary(result: Result, ended: bool) -> str:
     return "\n".join([*lines, "", recoveries.text(result.events, result.recoveries)])
 
 
-if __name__ == "__main__":
-    # A request to end, as `timeout` sends it, stops what was started.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+def explained() -> int:
     try:
-        sys.exit(main())
+        return main()
     except ClusterFailed as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    end_once()
+    sys.exit(program.run(explained))

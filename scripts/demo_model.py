@@ -17,6 +17,7 @@ from typing import NoReturn
 import mlx.core as mx
 
 import config
+from config import program
 from pipeline.demo_model import Variant, demo_model_path, ensure_demo_model
 from pipeline.errors import ModelError
 
@@ -83,7 +84,4 @@ def make_for_server(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:  # what it had begun is cleaned up
-        sys.exit(130)
+    sys.exit(program.run(main))

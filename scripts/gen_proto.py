@@ -14,6 +14,8 @@ from pathlib import Path
 
 from grpc_tools import protoc
 
+from config import program
+
 ROOT = Path(__file__).resolve().parent.parent
 # Relative to ROOT: protoc derives the import `server.rpc.cluster_pb2` from it.
 PROTO = Path("server/rpc/cluster.proto")
@@ -67,4 +69,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

@@ -21,6 +21,7 @@ from mlx_lm.utils import save_config, save_model
 
 from benchlib.options import positive
 from benchlib.targets import demo_model
+from config import program
 
 HEAD_DIM = 64
 GROUP_SIZE = 64
@@ -83,4 +84,4 @@ def write(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from config import program
+
 SERVE = Path(__file__).resolve().with_name("serve")
 NAME = "mlx-cluster"
 STOP_SECONDS = 30  # launcher.job.GRACE, KILL_MARGIN, and as much again for hosts that don't answer
@@ -156,4 +158,4 @@ def main(arguments: Sequence[str] = tuple(sys.argv[1:])) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from config import ConfigError, Settings, add_arguments, from_arguments, render
+from config import ConfigError, Settings, add_arguments, from_arguments, program, render
 from server import exit_status, launch_files
 from server.closing import run_to_end, threads_hang
 
@@ -126,4 +126,4 @@ def end(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    end(main())
+    end(program.run(main))

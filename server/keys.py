@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 
 import msgspec
 
-from config import ConfigError, load
+from config import ConfigError, load, program
 from config.access import ROLE_NAMES
 from server.access.cluster_secret import ensure_secret
 from server.access.errors import AccessError
@@ -192,4 +192,4 @@ def _print_json(value: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from config import ConfigError, add_arguments, from_arguments, render
+from config import ConfigError, add_arguments, from_arguments, program, render
 from launcher.doctor import report
 from launcher.doctor.checks import Status, judge
 from launcher.doctor.question import Place, Question
@@ -75,4 +75,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))

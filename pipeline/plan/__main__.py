@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 import config
+from config import program
 from pipeline.errors import PipelineError, PlanError
 from pipeline.plan.records import LayerRange, NodeResources
 from pipeline.plan.solver import RESERVE_TOKENS, gigabytes, plan
@@ -122,4 +123,4 @@ def _say(what: str, done: int, total: int) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(program.run(main))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
-import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from benchlib.ending import end_once
 from benchlib.report import add_output_arguments, check_output
 from benchlib.servers import ServerFailed
 from benchlib.targets import Setup, demo_model
+from config import program
 from pipeline.errors import ModelError
 
 Row = dict[str, Any]
@@ -124,12 +126,16 @@ def run(main: Callable[[], None]) -> int:
 
     A request to end, as `timeout` sends it, stops the servers that were started.
     """
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    end_once()
+    return program.run(partial(_explained, main))
+
+
+def _explained(main: Callable[[], None]) -> int:
     try:
         main()
+    except BrokenPipeError:
+        raise
     except (ServerFailed, ModelError, httpx.HTTPError, OSError) as error:
         say(f"error: {error}")
         return 1
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
     return 0

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from config import ConfigError, load
+from config import ConfigError, load, program
 from config.tls import GATEWAY, LAUNCHER
 from server.tls.authority import DAYS
 from server.tls.check import SOON, day
@@ -157,4 +157,4 @@ def _bundle(options: argparse.Namespace, folder: Folder, now: datetime, cluster:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program.run(main))
