@@ -92,6 +92,11 @@ class ChunkSizes:
         self._cost = None
 
     @property
+    def measured(self) -> bool:
+        """Whether costs are in seconds."""
+        return bool(self._seconds[0])
+
+    @property
     def cost(self) -> Cost:
         """As measured; before that, in tokens instead of seconds."""
         if self._cost is None:
@@ -104,7 +109,7 @@ class ChunkSizes:
         A ridge pulls f towards FIXED_TOKENS * p, as chunks of one size don't tell, and q towards 0, as short
         prompts don't.  Chunks of one time, as they are made here, don't tell either: what they leave open is f.
         """
-        if not self._seconds[0]:
+        if not self.measured:
             return Cost(FIXED_TOKENS, 1.0)
         usual = np.array([1.0, -FIXED_TOKENS, 0.0])
         unseen = np.array([0.0, 0.0, UNSEEN_PAIRS])
@@ -131,7 +136,7 @@ class ChunkSizes:
         if self.stages == 1 or most <= MULTIPLE:
             return most
         cost = self.cost
-        if self._seconds[0]:
+        if self.measured:
             cost = replace(cost, fixed=cost.fixed + beside)
         sizes = cut(cost, self.stages, start, end, most, others)
         if len(sizes) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 
 from pipeline.limits import Limits
@@ -10,6 +10,26 @@ from pipeline.pacing import Pacing
 
 
 @dataclass
+class Between:
+    """Prefill that went out since the last step of a group; predicted seconds of the slowest stage."""
+
+    chunks: int = 0
+    longest: float = 0.0  # of a single chunk
+    extra: float = 0.0  # of all that made the group's next step wait
+
+    def add(self, seconds: float, waits: bool) -> None:
+        """One more chunk."""
+        self.chunks += 1
+        self.longest = max(self.longest, seconds)
+        self.extra += seconds * waits
+
+    def merge(self, other: Between) -> None:
+        """A member of another group comes, for which what went freely there would add to what goes freely here."""
+        self.longest = max(self.longest, other.longest)
+        self.extra = max(self.extra, other.extra + other.longest)
+
+
+@dataclass(eq=False)
 class Group:
     """A micro-batch.  `members` is the order on the stages, newcomers at the end.
 
@@ -20,8 +40,9 @@ class Group:
     id: int
     members: list[int] = field(default_factory=list)
     moved_in: set[int] = field(default_factory=set)  # members whose caches are in another group
+    started: set[int] = field(default_factory=set)  # members that have had a step
     in_flight: int | None = None  # step id
-    chunks: int = 0  # of prefill that went out since its last step
+    prefill: Between = field(default_factory=Between)
 
     @property
     def movable(self) -> list[int]:
@@ -30,11 +51,25 @@ class Group:
             return []
         return [sequence for sequence in self.members if sequence not in self.moved_in]
 
+    def would_wait(self, most: int) -> bool:
+        """Whether its next step would wait for another chunk: `most` keep the stages at work meanwhile."""
+        chunks = self.prefill.chunks
+        return chunks >= (1 if self.in_flight is None else most)
+
     def take(self, sequence: int, source: Group) -> None:
         """Take a movable member over from another group."""
-        source.members.remove(sequence)
+        self.prefill.merge(source.prefill)
+        if sequence in source.started:
+            self.started.add(sequence)
+        source.drop(sequence)
         self.members.append(sequence)
         self.moved_in.add(sequence)
+
+    def drop(self, sequence: int) -> None:
+        """One member less."""
+        self.members.remove(sequence)
+        self.moved_in.discard(sequence)
+        self.started.discard(sequence)
 
 
 class Groups:
@@ -51,36 +86,44 @@ class Groups:
         return tuple(tuple(group.members) for group in list(self._groups.values()))
 
     @property
-    def active(self) -> int:
+    def active(self) -> list[Group]:
         """Groups with members."""
-        return len(self._active)
-
-    @property
-    def _active(self) -> list[Group]:
         return [group for group in self._groups.values() if group.members]
 
-    def ready(self) -> Group | None:
-        """The group that has waited longest: steps go out in turn, so the first idle one of the dict order."""
-        for group in self._groups.values():
-            if group.members and group.in_flight is None:
-                return group
-        return None
+    @property
+    def sequences(self) -> int:
+        """Members of all groups."""
+        return sum(len(group.members) for group in self._groups.values())
+
+    @property
+    def started(self) -> int:
+        """Members that have had a step."""
+        return sum(len(group.started) for group in self._groups.values())
+
+    def ready(self, urgent: Container[Group] = ()) -> Group | None:
+        """The group that has waited longest, of the urgent ones if one of these is ready.
+
+        Steps go out in turn, so it is the first idle one of the dict order.
+        """
+        idle = [g for g in self._groups.values() if g.members and g.in_flight is None]
+        return next((group for group in idle if group in urgent), idle[0] if idle else None)
 
     @property
     def chunks_between(self) -> int:
         """The most chunks of prefill that went out since the last step of a group."""
-        return max((group.chunks for group in self._active), default=0)
+        return max((group.prefill.chunks for group in self.active), default=0)
 
-    def note_chunk(self) -> None:
-        """A chunk of prefill goes out."""
+    def note_chunk(self, seconds: float, most: int) -> None:
+        """A chunk of prefill goes out; predicted seconds, `most` as for `Group.would_wait`."""
         for group in self._groups.values():
-            group.chunks += 1
+            group.prefill.add(seconds, group.would_wait(most))
 
     def send(self, group: Group, step: int) -> None:
         """The group's next step goes out."""
         self._groups[group.id] = self._groups.pop(group.id)
-        group.in_flight, group.chunks = step, 0
+        group.in_flight, group.prefill = step, Between()
         group.moved_in.clear()
+        group.started.update(group.members)
 
     def land(self, group: int) -> None:
         """The group's step has come back."""
@@ -88,7 +131,7 @@ class Groups:
 
     def join(self, sequence: int) -> None:
         """Put a sequence that is ready to decode to the smallest group, or an empty one if more are wanted."""
-        active = self._active
+        active = self.active
         decoding = sum(len(group.members) for group in active) + 1
         more = len(active) < self._wanted(decoding)
         group = self._empty() if more else _smallest(active)
@@ -98,12 +141,11 @@ class Groups:
         """Take a sequence out of its group, if it is in one."""
         for group in self._groups.values():
             if sequence in group.members:
-                group.members.remove(sequence)
-                group.moved_in.discard(sequence)
+                group.drop(sequence)
 
     def rebalance(self) -> None:
         """Move sequences between groups that are not in flight, towards the wanted number of equal groups."""
-        active = self._active
+        active = self.active
         sequences = sum(len(group.members) for group in active)
         wanted = self._wanted(sequences)
         if len(active) > wanted:

@@ -97,7 +97,8 @@ class Pacing:
             0.0  # tokens, and seconds of the slowest stage: decaying sums
         )
         self._chunks = 0  # observed
-        self._chunk_tokens = self._chunk_attended = self._chunk_seconds = 0.0  # decaying sums
+        # Decaying sums; seconds as `longest_stall` counts, and of the slowest stage.
+        self._chunk_tokens = self._chunk_attended = self._chunk_seconds = self._chunk_slowest = 0.0
 
     # what was measured
 
@@ -279,15 +280,17 @@ class Pacing:
             return
         self._prefill += max(seconds)
         self.chunks.observe(tokens, max(seconds), attended)
-        stall = longest_stall(seconds)
+        slowest, stall = max(seconds), longest_stall(seconds)
         rate = self.stall_per_token
         if rate is not None:
             work = tokens + self.chunks.cost.attention * attended
-            stall = min(stall, OUTLIER * rate * work)
+            usual = min(stall, OUTLIER * rate * work)
+            slowest, stall = slowest * usual / stall if stall else 0.0, usual
         weight = 0.5 ** (tokens / CHUNK_MEMORY)
         self._chunk_tokens = weight * self._chunk_tokens + tokens
         self._chunk_attended = weight * self._chunk_attended + attended
         self._chunk_seconds = weight * self._chunk_seconds + stall
+        self._chunk_slowest = weight * self._chunk_slowest + slowest
 
     @property
     def stall_per_token(self) -> float | None:
@@ -302,6 +305,35 @@ class Pacing:
         """Seconds between two tokens of a sequence without prefill beside it; 0 before any fit."""
         return self._cycle(self.choice.sequences, self.choice.groups, prefill=0.0)
 
+    def stall_within(self, bound: float) -> float:
+        """Seconds by which prefill may delay a stream that is to have a token in `bound` seconds."""
+        decoding = self.decoding
+        margin = MARGIN if self.stages > 1 else MARGIN_OF_ONE
+        return max(0.0, min(margin * bound - decoding, bound - OTHERS * decoding))
+
+    def stall(self, seconds: float) -> float:
+        """By how much a chunk can delay a stream that takes `seconds` in the slowest stage."""
+        if not self._chunk_slowest:
+            return self.stages * seconds
+        return seconds * self._chunk_seconds / self._chunk_slowest
+
+    def fixed_cycle(self, groups: int) -> float:
+        """Seconds of each cycle that are the same for any number of sequences in `groups` groups.
+
+        As long as one batch size is known, all that it takes; 0 before that.
+        """
+        lines = self._fit()
+        if lines is None:
+            known = [mean.stages for mean in self._means.values() if mean.seen > 1]
+            if known:
+                total, slowest = sum(known[0]), max(known[0])
+            else:  # both go through all weights once
+                slowest = self.chunks.cost.fixed if self.chunks.measured else 0.0
+                total = self.stages * slowest
+        else:
+            (total, _), (slowest, _) = lines
+        return _smooth_max(total, groups * slowest, 1 / self.noise)
+
     def chunk(self, bound: float, most: int, start: int = 0) -> int:
         """Prompt tokens of the next chunk, up to `most`, that leave running streams a token in `bound` seconds.
 
@@ -311,10 +343,7 @@ class Pacing:
         rate = self.stall_per_token
         if not rate:
             return min(most, SMALLEST_CHUNK)
-        decoding = self.decoding
-        margin = MARGIN if self.stages > 1 else MARGIN_OF_ONE
-        left = min(margin * bound - decoding, bound - OTHERS * decoding)
-        work = max(0.0, left) / rate
+        work = self.stall_within(bound) / rate
         tokens = Cost(0.0, 1.0, self.chunks.cost.attention).tokens(work, start)
         if tokens >= most:
             return most

@@ -18,6 +18,7 @@ from itertools import islice
 from pipeline.chunks import Cost, pairs
 from pipeline.limits import Limits, Sequence
 from pipeline.steps import PrefillBatch, PrefillChunk
+from pipeline.turns import Chunk
 
 # Of caches, at most so much is copied for a step: so many of the largest chunks, and this share of the memory
 # for caches that no running sequence has reserved and no kept one holds.
@@ -86,7 +87,7 @@ class Prefilling:
 
         Raises IndexError if there are none.
         """
-        rows = self._rows(room)
+        rows = self.rows(room)
         chunks, done = [], []
         for sequence in rows:
             start = sequence.prefilled
@@ -99,7 +100,21 @@ class Prefilling:
         self._turns = deque([s for s in self._turns if s.id not in taken] + later)
         return PrefillBatch(tuple(chunks)), done
 
-    def _rows(self, room: Room) -> list[Sequence]:
+    def coming(self, room: Room, cost: Cost) -> Chunk:
+        """What `take` would hand out, and what comes of it.  Raises IndexError if there is nothing."""
+        rows = self.rows(room)
+        first = rows[0]
+        if first.to_prefill <= room.tokens:
+            width = max(row.to_prefill for row in rows)
+            attended = pairs(max(row.prefilled for row in rows), width)
+            seconds = cost.fixed + len(rows) * (cost.token * width + cost.pair * attended)
+            return Chunk(seconds, seconds, tuple(row.max_tokens for row in rows))
+        seconds = cost.fixed + cost.work(first.prefilled, room.tokens)
+        chunks = -(-first.to_prefill // room.tokens)
+        until = chunks * cost.fixed + cost.work(first.prefilled, first.to_prefill)
+        return Chunk(seconds, until, (first.max_tokens,))
+
+    def rows(self, room: Room) -> list[Sequence]:
         """Whose turn it is; if it ends with this step, then those that are to come along too."""
         first, *others = self._turns
         rows = [first]

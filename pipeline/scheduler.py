@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from pipeline.errors import ContextTooLong, QueueFull
 from pipeline.fair_queue import FairQueue
-from pipeline.groups import Groups, wanted_groups
+from pipeline.groups import Group, Groups, wanted_groups
 from pipeline.limits import Limits, Sequence
 from pipeline.memory import MemoryState, MemoryWatch
 from pipeline.pacing import Pacing
 from pipeline.prefilling import Prefilling, Room, coming_work, copied_at_most
 from pipeline.prefixes import BLOCK, PrefixCache
 from pipeline.steps import Admitted, DecodeBatch, PrefillBatch, StepPlan
+from pipeline.turns import Postponed, goes_freely, weigh
 
 __all__ = ["Admitted", "DecodeBatch", "Limits", "PrefillBatch", "Scheduler", "StepPlan"]
 
@@ -32,6 +33,7 @@ class Scheduler:
         self.pacing = pacing or Pacing(limits.stages)
         self.prefixes = PrefixCache(limits.prefix_tokens, limits.prefix_sequences, limits.cut_limit)
         self.memory = MemoryWatch(limits.prefix_tokens, limits.max_running, limits.window)
+        self.postponed = Postponed()
         self._preempted = 0
         self._waiting = FairQueue()
         self._running: dict[int, Sequence] = {}
@@ -333,30 +335,48 @@ class Scheduler:
     # choice of work
 
     def _choose_work(self) -> PrefillBatch | DecodeBatch | None:
-        ready = self._groups.ready()
-        if self._may_prefill() and (ready is None or not self._groups.chunks_between):
-            self._groups.note_chunk()
-            return self._next_chunks()
+        late: tuple[Group, ...] = ()
+        if self._prefilling:
+            chunks, late = self._choose_chunks()
+            if chunks is not None:
+                return chunks
+        ready = self._groups.ready(late)
         if ready is None:
             return None
         self._groups.send(ready, self._next_step)
         return DecodeBatch(ready.id, tuple(ready.members))
 
-    def _may_prefill(self) -> bool:
-        """While streams run, few chunks go between two steps of each: these queue behind them."""
-        if not self._prefilling:
-            return False
-        if self._groups.active:
-            return self._groups.chunks_between < self.limits.chunks_between
-        return len(self._in_flight) < self.limits.deep
+    def _choose_chunks(self) -> tuple[PrefillBatch | None, tuple[Group, ...]]:
+        """If it is the prompts' turn; if not, groups whose streams can't wait while the others might."""
+        limits, groups = self.limits, self._groups
+        free = goes_freely(limits, groups, len(self._in_flight))
+        if not free and self._chunks_in_flight >= limits.deep:
+            return None, ()
+        room = self._room()
+        chunk = self._prefilling.coming(room, self.pacing.chunks.cost)
+        if not free:
+            verdict = weigh(limits, self.pacing, groups, chunk)
+            if not verdict.pays or verdict.late:
+                return None, verdict.late
+            self.postponed = self.postponed.more(chunk.seconds)
+        groups.note_chunk(chunk.seconds, limits.chunks_between)
+        return self._next_chunks(room), ()
 
-    def _next_chunks(self) -> PrefillBatch:
+    @property
+    def _chunks_in_flight(self) -> int:
+        return sum(isinstance(plan.work, PrefillBatch) for plan in self._in_flight.values())
+
+    def _room(self) -> Room:
+        """What the next step may take of the prompts."""
         limits, sizes = self.limits, self.pacing.chunks
         padding = sizes.fixed_tokens() if limits.paddable else 0.0
         copied = copied_at_most(limits, self.kv_tokens)
-        chunks, done = self._prefilling.take(
-            Room(self._chunk_tokens(), limits.prefill_rows, padding, copied, sizes.cost.attention)
-        )
+        attention = sizes.cost.attention
+        return Room(self._chunk_tokens(), limits.prefill_rows, padding, copied, attention)
+
+    def _next_chunks(self, room: Room) -> PrefillBatch:
+        limits = self.limits
+        chunks, done = self._prefilling.take(room)
         for sequence in done:
             self._groups.join(sequence.id)
             if not limits.can_cut(sequence.kv_tokens - 1):  # its prompt out of what it may end as
@@ -373,7 +393,7 @@ class Scheduler:
             others += coming_work(self.limits, sizes.cost, self._waiting)
             beside = self.pacing.decoding if self._groups.active else 0.0
             most = sizes.best(first.prefilled, first.prompt - 1, most, others, beside)
-        if bound is None or not self._groups.active:
+        if bound is None or not self._groups.started:
             return most
         return self.pacing.chunk(bound, most, first.prefilled)
 

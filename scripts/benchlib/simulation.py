@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.chunks import pairs
@@ -127,10 +127,20 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Arrival:
+    """A request that comes `at` so many seconds after the start."""
+
+    at: float
+    prompt: int
+    output: int
+
+
+@dataclass(frozen=True)
 class Load:
     """Closed loop: a request that ends is followed by the next.  Between phases streams come, or are cancelled.
 
     `stagger`: the first requests are shortened to different lengths, so that streams don't end together.
+    `arrivals`: further requests, which come when they come.
     """
 
     phases: tuple[Phase, ...]
@@ -140,6 +150,19 @@ class Load:
     requests: int | None = None  # in all; None: as many as the phases take
     long_prompt: int = 0  # tokens of one that arrives in the middle of the last phase
     warm_up: float = 0.3  # share of each phase's tokens that is not measured
+    arrivals: tuple[Arrival, ...] = ()
+
+    @classmethod
+    def burst(cls, streams: int, prompt: int, output: int, each: int) -> Load:
+        """All streams begin at once, with `each` requests one after the other; all of the time is measured."""
+        phase = Phase(streams, each * output)
+        return cls((phase,), prompt, output, stagger=False, requests=each * streams, warm_up=0.0)
+
+    @classmethod
+    def open(cls, arrivals: Iterable[Arrival]) -> Load:
+        """Nothing but requests that don't wait for each other; all of the time is measured."""
+        coming = tuple(sorted(arrivals, key=lambda arrival: arrival.at))
+        return cls((Phase(0, 0),), prompt=1, output=1, warm_up=0.0, arrivals=coming)
 
 
 @dataclass
@@ -152,6 +175,7 @@ class Measured:
     tokens: int = 0
     busy: tuple[float, ...] = ()  # of each stage
     gaps: list[float] = field(default_factory=list)  # between two tokens of a stream
+    first_tokens: list[float] = field(default_factory=list)  # from a request's arrival
     moves: int = 0  # sequences that went to another group
     steps: int = 0  # of decoding
     groups: int = 0  # summed up over these
@@ -181,6 +205,7 @@ class Measured:
 class _Request:
     sequence: int
     to_make: int
+    came: float
     last: float | None = None  # when its latest token came
     group: int | None = None
 
@@ -194,6 +219,7 @@ class Simulation:
         self._results: deque[tuple[float, StepPlan, tuple[float, ...]]] = deque()
         self._requests: dict[int, _Request] = {}
         self._submitted = 0
+        self._coming = deque(load.arrivals)
         self._made = 0  # tokens in this phase
         self._measured: Measured | None = None
         self._long: int | None = None
@@ -223,13 +249,19 @@ class Simulation:
             self._submit(position if number == 0 and self._load.stagger else None)
         total = phase.streams * phase.tokens
         last = number == len(self._load.phases) - 1
-        while self._requests and (self._made < total or self._long in self._requests):
+        while self._goes_on(total):
             if self._measured is None and self._made >= self._load.warm_up * total:
                 self._measured = self._begin_measuring(phase)
             if last and self._load.long_prompt and self._long is None and self._made > total / 2:
                 self._submit_long()
             self._turn()
         return self._end_measuring()
+
+    def _goes_on(self, total: int) -> bool:
+        """Until the streams have made `total` tokens, and those that came besides have ended."""
+        if self._load.arrivals:
+            return bool(self._coming or self._requests)
+        return bool(self._requests) and (self._made < total or self._long in self._requests)
 
     def _begin_measuring(self, phase: Phase) -> Measured:
         return Measured(phase.streams, self._now, busy=tuple(self._stages.busy))
@@ -246,13 +278,18 @@ class Simulation:
 
     def _turn(self) -> None:
         """As the loop of pipeline.engine.Engine.run."""
+        while self._coming and self._coming[0].at <= self._now:
+            arrival = self._coming.popleft()
+            self._add(arrival.prompt, arrival.output).came = arrival.at
         plan = self._scheduler.choose()
         if plan is not None:
             self._start(plan)
             self._take_arrived()
         elif not self._take_arrived():
-            assert self._results, "nothing is in flight, and nothing can be chosen"
-            self._now = max(self._now, self._results[0][0])
+            events = [self._results[0][0]] if self._results else []
+            events += [self._coming[0].at] if self._coming else []
+            assert events, "nothing is in flight, nobody comes, and nothing can be chosen"
+            self._now = max(self._now, min(events))
 
     def _start(self, plan: StepPlan) -> None:
         if isinstance(plan.work, DecodeBatch):
@@ -297,15 +334,15 @@ class Simulation:
         self._add(load.prompt, output)
         self._submitted += 1
 
-    def _add(self, prompt: int, output: int) -> int:
+    def _add(self, prompt: int, output: int) -> _Request:
         sequence = self._scheduler.take_id()
         self._scheduler.add(sequence, prompt, output)
-        self._requests[sequence] = _Request(sequence, output)
-        return sequence
+        self._requests[sequence] = request = _Request(sequence, output, self._now)
+        return request
 
     def _submit_long(self) -> None:
         self._long_since = self._now
-        self._long = self._add(self._load.long_prompt, 1)
+        self._long = self._add(self._load.long_prompt, 1).sequence
 
     def _emit(self, sequence: int) -> None:
         """A token has come."""
@@ -320,14 +357,16 @@ class Simulation:
         if not request.to_make:
             del self._requests[sequence]
             self._scheduler.finish(sequence)
-            if sequence != self._long:
+            if sequence != self._long and not self._load.arrivals:
                 self._submit()
 
     def _note_gap(self, request: _Request) -> None:
         gap = None if request.last is None else self._now - request.last
         if self._measured is not None:
             self._measured.tokens += 1
-            if gap is not None:
+            if gap is None:
+                self._measured.first_tokens.append(self._now - request.came)
+            else:
                 self._measured.gaps.append(gap)
         if self._long_since is None or self.long_wait is not None:
             return
