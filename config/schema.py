@@ -96,7 +96,8 @@ class SchedulerConfig(Section):
     inter_token_bound: Seconds = Field(
         default=1.0,
         description="Seconds between two tokens of a running stream that the prefill of others should not "
-        "exceed: prefill steps are made smaller as needed, down to 8 tokens.",
+        "exceed: prefill steps are made smaller as needed, down to 8 tokens, and no more of them go before a "
+        "decode step than fit in.",
         json_schema_extra=DYNAMIC,
     )
     kv_memory_share: Share = Field(

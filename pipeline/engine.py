@@ -101,6 +101,7 @@ class Engine:
             memory=scheduler.memory_state,
             choice=scheduler.pacing.choice,
             limits=scheduler.limits,
+            postponed=scheduler.postponed,
             kv_tokens=scheduler.kv_tokens,
         )
 

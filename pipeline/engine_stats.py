@@ -8,6 +8,7 @@ from pipeline.limits import Limits
 from pipeline.memory import MemoryState
 from pipeline.pacing import Choice
 from pipeline.prefixes import PrefixStats
+from pipeline.turns import Postponed
 
 
 @dataclass(frozen=True)
@@ -27,4 +28,5 @@ class EngineStats:
     memory: MemoryState
     choice: Choice  # of the number of micro-batches
     limits: Limits
+    postponed: Postponed  # decode steps, behind prefill
     kv_tokens: int  # reserved by running sequences and held for prefixes

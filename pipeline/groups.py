@@ -24,7 +24,7 @@ class Between:
         self.extra += seconds * waits
 
     def merge(self, other: Between) -> None:
-        """A member of another group comes, for which what went freely there would add to what goes freely here."""
+        """A member of another group comes; what went freely there adds to what goes freely here."""
         self.longest = max(self.longest, other.longest)
         self.extra = max(self.extra, other.extra + other.longest)
 
@@ -220,3 +220,12 @@ def wanted_groups(limits: Limits, pacing: Pacing, sequences: int) -> int:
     if wanted >= fewest:
         return wanted
     return settle(sequences, fewest, f"more than {limits.group_size} are not put together")
+
+
+def expected_groups(limits: Limits, pacing: Pacing, sequences: int) -> int:
+    """What `wanted_groups` would come to; nothing is noted."""
+    fewest = -(-sequences // limits.group_size)
+    if limits.group_size == 1 or limits.window == 1:
+        return fewest
+    wanted = pacing.expected_groups(sequences) if limits.groups is None else limits.groups
+    return max(fewest, min(wanted, sequences))

@@ -21,6 +21,7 @@ import math
 from dataclasses import dataclass, replace
 
 from pipeline.chunks import ChunkSizes, Cost
+from pipeline.stalls import OUTLIER, Stalls
 
 DECAY = 0.1  # weight of the newest observation in the running mean of its batch size
 SHARE_DECAY = 0.02  # weight of the newest step in what the stages' shares and v are taken from
@@ -30,7 +31,6 @@ FORGET = 1024  # observations after which a batch size that no longer occurs is 
 FORGET_ALL = 512  # times the stages: even if only one is left, as what was measured may be wrong
 PROBE = 24  # observations of a single batch size after which another one is tried
 SETTLED = 4  # observations of a size from which on they are averaged
-OUTLIER = 2.0  # an observation counts as at most so many times the mean: machines pause
 LEAST_NOISE, MOST_NOISE = 0.04, 0.5  # v: below, the hops that T does not include would be forgotten
 MEMORY = 0.03  # weight of the newest comparison of group numbers: a request that ends moves nobody
 JUMP = 0.25  # change of the number of sequences, as a share, after which comparisons start anew
@@ -43,7 +43,6 @@ SMALLEST_CHUNK = 8  # tokens
 ALIGNED = 32  # larger chunks are a multiple of it
 MOST_PREFILL = 0.5  # of the decoding work: a long prompt passes, the streams stay as they were
 MIX_MEMORY = 2048  # decoded tokens after which what was prefilled beside them counts half
-CHUNK_MEMORY = 256  # tokens of prefill after which an observation counts half
 MARGIN = 0.8  # of the bound on inter-token time that is planned for; the rest is for noise
 MARGIN_OF_ONE = (
     0.6  # the same with one stage: what one step takes longer, no other stage makes up for
@@ -97,8 +96,7 @@ class Pacing:
             0.0  # tokens, and seconds of the slowest stage: decaying sums
         )
         self._chunks = 0  # observed
-        # Decaying sums; seconds as `longest_stall` counts, and of the slowest stage.
-        self._chunk_tokens = self._chunk_attended = self._chunk_seconds = self._chunk_slowest = 0.0
+        self.stalls = Stalls(stages)
 
     # what was measured
 
@@ -280,29 +278,14 @@ class Pacing:
             return
         self._prefill += max(seconds)
         self.chunks.observe(tokens, max(seconds), attended)
-        slowest, stall = max(seconds), longest_stall(seconds)
-        rate = self.stall_per_token
-        if rate is not None:
-            work = tokens + self.chunks.cost.attention * attended
-            usual = min(stall, OUTLIER * rate * work)
-            slowest, stall = slowest * usual / stall if stall else 0.0, usual
-        weight = 0.5 ** (tokens / CHUNK_MEMORY)
-        self._chunk_tokens = weight * self._chunk_tokens + tokens
-        self._chunk_attended = weight * self._chunk_attended + attended
-        self._chunk_seconds = weight * self._chunk_seconds + stall
-        self._chunk_slowest = weight * self._chunk_slowest + slowest
-
-    @property
-    def stall_per_token(self) -> float | None:
-        """Seconds by which each token of a chunk can delay a stream, attention aside; None: not measured."""
-        if not self._chunk_tokens:
-            return None
-        attention = self.chunks.cost.attention
-        return self._chunk_seconds / (self._chunk_tokens + attention * self._chunk_attended)
+        self.stalls.observe(tokens, seconds, attended, self.chunks.cost.attention)
 
     @property
     def decoding(self) -> float:
-        """Seconds between two tokens of a sequence without prefill beside it; 0 before any fit."""
+        """Seconds between two tokens of a sequence without prefill beside it; 0 before any is measured."""
+        if self._fit() is None:
+            flat = self._only_size()
+            return 0.0 if flat is None else max(sum(flat), self.choice.groups * max(flat))
         return self._cycle(self.choice.sequences, self.choice.groups, prefill=0.0)
 
     def stall_within(self, bound: float) -> float:
@@ -311,28 +294,30 @@ class Pacing:
         margin = MARGIN if self.stages > 1 else MARGIN_OF_ONE
         return max(0.0, min(margin * bound - decoding, bound - OTHERS * decoding))
 
-    def stall(self, seconds: float) -> float:
-        """By how much a chunk can delay a stream that takes `seconds` in the slowest stage."""
-        if not self._chunk_slowest:
-            return self.stages * seconds
-        return seconds * self._chunk_seconds / self._chunk_slowest
+    @property
+    def fixed_step(self) -> float:
+        """Seconds of a decode step in the slowest stage that are the same for any number of sequences.
 
-    def fixed_cycle(self, groups: int) -> float:
-        """Seconds of each cycle that are the same for any number of sequences in `groups` groups.
-
-        As long as one batch size is known, all that it takes; 0 before that.
+        Before any decode step, as in a chunk: both go through all weights once.  0 before that.
         """
-        lines = self._fit()
-        if lines is None:
-            known = [mean.stages for mean in self._means.values() if mean.seen > 1]
-            if known:
-                total, slowest = sum(known[0]), max(known[0])
-            else:  # both go through all weights once
-                slowest = self.chunks.cost.fixed if self.chunks.measured else 0.0
-                total = self.stages * slowest
-        else:
-            (total, _), (slowest, _) = lines
-        return _smooth_max(total, groups * slowest, 1 / self.noise)
+        line, flat = self.fit(), self._only_size()
+        if line is not None:
+            return line[0]
+        if flat is not None:
+            return max(flat)
+        return self.chunks.cost.fixed if self.chunks.measured else 0.0
+
+    def expected_groups(self, sequences: int) -> int:
+        """The number of micro-batches that would be best for so many; what `groups` chose is left as it is."""
+        cycles = self.cycles(sequences, max(1, min(2 * self.stages, sequences)))
+        if self.stages == 1 or not cycles:
+            return max(1, min(self.stages, sequences))
+        best = min(cycles)
+        return next(g for g, cycle in enumerate(cycles, 1) if cycle <= (1 + LOSS) * best)
+
+    def _only_size(self) -> list[float] | None:
+        """Seconds of each stage for the batch size that is known while no other one is."""
+        return next((mean.stages for mean in self._means.values() if mean.seen > 1), None)
 
     def chunk(self, bound: float, most: int, start: int = 0) -> int:
         """Prompt tokens of the next chunk, up to `most`, that leave running streams a token in `bound` seconds.
@@ -340,28 +325,16 @@ class Pacing:
         `start`: tokens before it.  What a token costs is measured with chunks of about this size, so that what
         each chunk costs beside its tokens is in it: an estimate that is off corrects itself with the next one.
         """
-        rate = self.stall_per_token
+        attention = self.chunks.cost.attention
+        rate = self.stalls.per_token(attention)
         if not rate:
             return min(most, SMALLEST_CHUNK)
         work = self.stall_within(bound) / rate
-        tokens = Cost(0.0, 1.0, self.chunks.cost.attention).tokens(work, start)
+        tokens = Cost(0.0, 1.0, attention).tokens(work, start)
         if tokens >= most:
             return most
         whole = int(tokens) // ALIGNED * ALIGNED if tokens > 4 * ALIGNED else int(tokens)
         return min(most, max(SMALLEST_CHUNK, whole))
-
-
-def longest_stall(seconds: tuple[float, ...]) -> float:
-    """By how much chunks that take `seconds` in each stage can delay a token of a running stream.
-
-    Between two steps of a stream goes one chunk less than there are stages (Limits.chunks_between).  At worst
-    the later step follows a chunk through all stages, in each of which others are in the way for as long as the
-    slowest one takes; or it follows the last of these chunks, which all came into an idle pipeline at once, and
-    which had to wait in the slowest stage for the others, for longer than they were in the first.
-    """
-    slowest, stages = max(seconds), len(seconds)
-    queued = max(0, stages - 2) * (slowest - seconds[0])
-    return max(stages * slowest, sum(seconds) + queued)
 
 
 def _smooth_max(a: float, b: float, power: float) -> float:

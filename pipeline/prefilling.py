@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from math import inf
 
-from pipeline.chunks import Cost, pairs
+from pipeline.chunks import ChunkSizes, Cost, pairs
 from pipeline.limits import Limits, Sequence
 from pipeline.steps import PrefillBatch, PrefillChunk
-from pipeline.turns import Chunk
 
 # Of caches, at most so much is copied for a step: so many of the largest chunks, and this share of the memory
 # for caches that no running sequence has reserved and no kept one holds.
@@ -39,6 +39,18 @@ class Room:
     attention: float = (
         0.0  # what a pair of tokens takes, of which one attends to the other, in tokens
     )
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What could go next, and what it leads to.  Predicted seconds of the slowest stage.
+
+    Infinite as long as no chunk was measured.
+    """
+
+    seconds: float  # of this step
+    until: float  # until prompts end: of this step, or of all that is left of a long one
+    joining: tuple[int, ...]  # tokens that each of these is to make
 
 
 class Prefilling:
@@ -100,19 +112,22 @@ class Prefilling:
         self._turns = deque([s for s in self._turns if s.id not in taken] + later)
         return PrefillBatch(tuple(chunks)), done
 
-    def coming(self, room: Room, cost: Cost) -> Chunk:
+    def coming(self, room: Room, sizes: ChunkSizes) -> Chunk:
         """What `take` would hand out, and what comes of it.  Raises IndexError if there is nothing."""
-        rows = self.rows(room)
+        rows, cost = self.rows(room), sizes.cost
         first = rows[0]
         if first.to_prefill <= room.tokens:
             width = max(row.to_prefill for row in rows)
             attended = pairs(max(row.prefilled for row in rows), width)
-            seconds = cost.fixed + len(rows) * (cost.token * width + cost.pair * attended)
-            return Chunk(seconds, seconds, tuple(row.max_tokens for row in rows))
-        seconds = cost.fixed + cost.work(first.prefilled, room.tokens)
-        chunks = -(-first.to_prefill // room.tokens)
-        until = chunks * cost.fixed + cost.work(first.prefilled, first.to_prefill)
-        return Chunk(seconds, until, (first.max_tokens,))
+            work = len(rows) * (cost.token * width + cost.pair * attended)
+            now = until = cost.fixed + work
+        else:
+            chunks = -(-first.to_prefill // room.tokens)
+            now = cost.fixed + cost.work(first.prefilled, room.tokens)
+            until = chunks * cost.fixed + cost.work(first.prefilled, first.to_prefill)
+        if not sizes.measured:
+            now = until = inf
+        return Chunk(now, until, tuple(row.max_tokens for row in rows))
 
     def rows(self, room: Room) -> list[Sequence]:
         """Whose turn it is; if it ends with this step, then those that are to come along too."""

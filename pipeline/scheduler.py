@@ -3,10 +3,9 @@
 Continuous batching with micro-batches: sequences join and leave between steps; decoding sequences live in
 groups, each group has at most one step in flight, and several groups fill the stages one behind the other.
 A prompt is cut into chunks which follow each other through the stages without waiting, short prompts side by
-side; chunks and decode steps take turns, so that a long prompt delays running streams by a bounded number of
-chunks.  A finished sequence
-stays on the stages as long as there is room: a prompt that begins like it, or like one that still runs, starts
-from a copy.
+side; chunks and decode steps take turns (pipeline.turns), so that prompts delay running streams by a bounded
+time.  A finished sequence stays on the stages as long as there is room: a prompt that begins like it, or like
+one that still runs, starts from a copy.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from pipeline.groups import Group, Groups, wanted_groups
 from pipeline.limits import Limits, Sequence
 from pipeline.memory import MemoryState, MemoryWatch
 from pipeline.pacing import Pacing
-from pipeline.prefilling import Prefilling, Room, coming_work, copied_at_most
+from pipeline.prefilling import Prefilling, Room
 from pipeline.prefixes import BLOCK, PrefixCache
 from pipeline.steps import Admitted, DecodeBatch, PrefillBatch, StepPlan
-from pipeline.turns import Postponed, goes_freely, weigh
+from pipeline.turns import Postponed, goes_freely, room_for, weigh
 
 __all__ = ["Admitted", "DecodeBatch", "Limits", "PrefillBatch", "Scheduler", "StepPlan"]
 
@@ -352,27 +351,21 @@ class Scheduler:
         free = goes_freely(limits, groups, len(self._in_flight))
         if not free and self._chunks_in_flight >= limits.deep:
             return None, ()
-        room = self._room()
-        chunk = self._prefilling.coming(room, self.pacing.chunks.cost)
+        pacing, prefilling = self.pacing, self._prefilling
+        room = room_for(limits, pacing, prefilling, self._waiting, groups, self.kv_tokens)
+        chunk = prefilling.coming(room, pacing.chunks)
         if not free:
-            verdict = weigh(limits, self.pacing, groups, chunk)
+            everybody = min(self._max_running, len(self._running) + len(self._waiting))
+            verdict = weigh(limits, pacing, groups, chunk, everybody)
             if not verdict.pays or verdict.late:
                 return None, verdict.late
-            self.postponed = self.postponed.more(chunk.seconds)
+            self.postponed = self.postponed.more(chunk)
         groups.note_chunk(chunk.seconds, limits.chunks_between)
         return self._next_chunks(room), ()
 
     @property
     def _chunks_in_flight(self) -> int:
         return sum(isinstance(plan.work, PrefillBatch) for plan in self._in_flight.values())
-
-    def _room(self) -> Room:
-        """What the next step may take of the prompts."""
-        limits, sizes = self.limits, self.pacing.chunks
-        padding = sizes.fixed_tokens() if limits.paddable else 0.0
-        copied = copied_at_most(limits, self.kv_tokens)
-        attention = sizes.cost.attention
-        return Room(self._chunk_tokens(), limits.prefill_rows, padding, copied, attention)
 
     def _next_chunks(self, room: Room) -> PrefillBatch:
         limits = self.limits
@@ -382,20 +375,6 @@ class Scheduler:
             if not limits.can_cut(sequence.kv_tokens - 1):  # its prompt out of what it may end as
                 self._due.append(sequence)
         return chunks
-
-    def _chunk_tokens(self) -> int:
-        """As many as keep all stages at work; fewer while they would hold up running streams for too long."""
-        most, bound = self.limits.prefill_chunk, self.limits.inter_token
-        first = self._prefilling.first
-        if self.limits.window > 1 and not self.limits.fixed_chunk:
-            sizes = self.pacing.chunks
-            others = self._prefilling.work_beside_first(sizes.cost)
-            others += coming_work(self.limits, sizes.cost, self._waiting)
-            beside = self.pacing.decoding if self._groups.active else 0.0
-            most = sizes.best(first.prefilled, first.prompt - 1, most, others, beside)
-        if bound is None or not self._groups.started:
-            return most
-        return self.pacing.chunk(bound, most, first.prefilled)
 
     def check(self) -> None:
         """Raise AssertionError if a sequence is in two places or none: for tests and for idle self-checks."""

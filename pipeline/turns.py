@@ -1,46 +1,42 @@
 """Whose turn it is: the prompts' next chunk, or the next step of a group that is ready.
 
 Some chunks go freely: one between two steps of a group, and while its step is on the way as many as keep the
-stages at work.  Any more make steps wait.  That pays where prompts are about to end their prefill: with B sequences
-a round of decode steps takes F + s * B seconds, and F is the same with more of them.  With R that decode, and k that
-join after C seconds of prefill, compare "prefill, then a round" with "a round, then prefill".  The prefill is the
-same work, and delays what comes behind it either way: of the tokens of the R, only the next one comes C later.  Of
-the k, each of m tokens comes earlier by the round F + s * R for which they don't have to wait.  And the R have them
-for company a round longer, so each of m tokens comes s * k later.  In all that saves
+stages at work.  Any more make steps wait.  That pays where prompts are about to end their prefill.  A round of
+decode steps takes each stage F + s * B seconds for B sequences, and F is the same with more of them.  With R
+that decode, and k that join after C seconds of prefill, compare "prefill, then a round" with "a round, then
+prefill". The prefill is the same work, and delays what comes behind it either way: of the tokens of the R, only
+the next one comes C later. Of the k, each of m tokens comes earlier by the round F + s * R for which they don't
+have to wait. And the R have them for company a round longer, so each of m tokens comes s * k later. In all that
+saves
 
     k * m * F - R * C
 
-seconds of waiting for tokens, and steps wait while it is above 0.  A stream that stutters is worse than one that
-begins later, so those of the R that have had a token count STALL times.  As R grows with each prompt, this ends by
-itself: after about m * F seconds, however many prompts come.  Where newcomers need groups of their own, because
-groups are full, F grows too, by D, and R * m * D is lost.  For a prompt that is far from its end, C is all that is
-left of it.
+seconds of waiting for tokens, and steps wait while it is above 0.  F is f for each of G groups, and what a
+newcomer brings as a group of its own is not shared: once all N who are there decode in G groups, that is G of
+N, so F = f * G * (1 - G / N).  Where groups are full, and k need D more, R * m * f * D is lost.  For a prompt
+that is far from its end, C is all that is left of it.  A stream that stutters is worse than one that begins
+later, so those of the R that have had a step count STALL times.  As R grows with each prompt, steps don't wait
+for ever: at most about m * F seconds, however many prompts come.
 
-No stream that has had a token waits for so long that the next one would come later than the bound on inter-token
-time allows.  Chunks may hold it up by the stall of the longest one (`pacing.longest_stall`: what goes freely), and
-by what each of the others takes in the slowest stage.  These seconds are predicted from those of earlier chunks.
-Pure.
+No stream that has had a step waits for so long that its next token would come later than the bound on
+inter-token time allows.  Chunks may hold it up by the stall of the longest one (`stalls.longest_stall`: what
+goes freely), and by what each of the others takes in the slowest stage.  These seconds are predicted from those
+of earlier chunks.  Pure.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import isfinite
 
-from pipeline.groups import Group, Groups
-from pipeline.limits import Limits
+from pipeline.groups import Group, Groups, expected_groups
+from pipeline.limits import Limits, Sequence
 from pipeline.pacing import Pacing
+from pipeline.prefilling import Chunk, Prefilling, Room, coming_work, copied_at_most
 
 HORIZON = 48  # m: so many tokens of each newcomer count; nobody knows whether it makes more
 STALL = 3.0  # weight of a second for which a stream that has had a token waits
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """The chunk that could go next, and what it leads to.  Predicted seconds of the slowest stage."""
-
-    seconds: float  # of this chunk
-    until: float  # until prompts end: of this chunk, or of all that is left of a long one
-    joining: tuple[int, ...]  # tokens that each of these is to make
 
 
 @dataclass(frozen=True)
@@ -50,9 +46,10 @@ class Postponed:
     chunks: int = 0
     seconds: float = 0.0
 
-    def more(self, seconds: float) -> Postponed:
+    def more(self, chunk: Chunk) -> Postponed:
         """With another one."""
-        return Postponed(self.chunks + 1, self.seconds + seconds)
+        known = chunk.seconds if isfinite(chunk.seconds) else 0.0
+        return Postponed(self.chunks + 1, self.seconds + known)
 
 
 @dataclass(frozen=True)
@@ -71,27 +68,31 @@ def goes_freely(limits: Limits, groups: Groups, in_flight: int) -> bool:
     return groups.chunks_between < most
 
 
-def weigh(limits: Limits, pacing: Pacing, groups: Groups, chunk: Chunk) -> Verdict:
-    """On a chunk that does not go freely."""
+def weigh(limits: Limits, pacing: Pacing, groups: Groups, chunk: Chunk, everybody: int) -> Verdict:
+    """On a chunk that does not go freely; `everybody`: sequences that decode, are prefilled or wait."""
     started = [group for group in groups.active if group.started]
-    if limits.window == 1:  # then a chunk takes the time of all stages, and nothing goes on beside it
+    if (
+        limits.window == 1
+    ):  # then a chunk takes the time of all stages, and nothing goes on beside it
         return Verdict(False)
     if not pacing.chunks.measured:
         return Verdict(bool(groups.active) and not started)
-    if not groups.active or not pays(limits, pacing, groups, chunk):
+    if not groups.active or not pays(limits, pacing, groups, chunk, everybody):
         return Verdict(False)
     late = (group for group in started if not in_time(limits, pacing, group, chunk.seconds))
     return Verdict(True, tuple(late))
 
 
-def pays(limits: Limits, pacing: Pacing, groups: Groups, chunk: Chunk) -> bool:
+def pays(limits: Limits, pacing: Pacing, groups: Groups, chunk: Chunk, everybody: int) -> bool:
     """Whether less time is waited in all if steps wait; see the module's text."""
-    active, running = len(groups.active), groups.sequences
-    wanted = max(active, -(-(running + len(chunk.joining)) // limits.group_size))
-    fixed, more = pacing.fixed_cycle(active), pacing.fixed_cycle(wanted)
-    saved = fixed * sum(min(tokens, HORIZON) for tokens in chunk.joining)
+    running, step = groups.sequences, pacing.fixed_step
+    final = expected_groups(limits, pacing, everybody)
+    shared = step * final * (1 - final / everybody)
+    saved = shared * sum(min(tokens, HORIZON) for tokens in chunk.joining)
+    fewest = -(-(running + len(chunk.joining)) // limits.group_size)
+    more = step * max(0, fewest - len(groups.active))
     waiting = running + (STALL - 1) * groups.started
-    return saved > waiting * chunk.until + running * HORIZON * (more - fixed)
+    return saved > waiting * chunk.until + running * HORIZON * more
 
 
 def in_time(limits: Limits, pacing: Pacing, group: Group, seconds: float) -> bool:
@@ -100,5 +101,43 @@ def in_time(limits: Limits, pacing: Pacing, group: Group, seconds: float) -> boo
         return True
     before = group.prefill
     extra = before.extra + seconds * group.would_wait(limits.chunks_between)
-    stall = pacing.stall(max(before.longest, seconds))
+    stall = pacing.stalls.of(max(before.longest, seconds))
     return stall + extra <= pacing.stall_within(limits.inter_token)
+
+
+def room_for(
+    limits: Limits,
+    pacing: Pacing,
+    prefilling: Prefilling,
+    waiting: Iterable[Sequence],
+    groups: Groups,
+    taken: int,
+) -> Room:
+    """What the next step may take of the prompts; `taken`: tokens of running and kept sequences."""
+    sizes = pacing.chunks
+    return Room(
+        tokens=_tokens(limits, pacing, prefilling, waiting, groups),
+        rows=limits.prefill_rows,
+        padding=sizes.fixed_tokens() if limits.paddable else 0.0,
+        copied=copied_at_most(limits, taken),
+        attention=sizes.cost.attention,
+    )
+
+
+def _tokens(
+    limits: Limits,
+    pacing: Pacing,
+    prefilling: Prefilling,
+    waiting: Iterable[Sequence],
+    groups: Groups,
+) -> int:
+    """As many as keep all stages at work; fewer while they would hold up running streams for too long."""
+    most, first, sizes = limits.prefill_chunk, prefilling.first, pacing.chunks
+    if limits.window > 1 and not limits.fixed_chunk:
+        others = prefilling.work_beside_first(sizes.cost)
+        others += coming_work(limits, sizes.cost, waiting)
+        beside = pacing.decoding if groups.active else 0.0
+        most = sizes.best(first.prefilled, first.prompt - 1, most, others, beside)
+    if limits.inter_token is None or not groups.started:
+        return most
+    return pacing.chunk(limits.inter_token, most, first.prefilled)

@@ -5,6 +5,7 @@
     python scripts/simulate.py --preset memory-bound --stages 3 --load 1 2 4 8 16 32 64 --noise 0.1
     python scripts/simulate.py --stages 8 --load 32 --fixed 0.004 --each 0.001 --latency 0.0005
     python scripts/simulate.py --stages 3 --load 8 --long-prompt 4000        # arrives among the others
+    python scripts/simulate.py --stages 2 --load 16 32 --prompt 48 --output 48 --requests 2  # all at once
     python scripts/simulate.py --stages 4 8 --prefill 1500 4000 8000 --prefill-fixed 0.016 \\
         --prefill-each 0.001 --attention 3e-7                               # single prompts
     python scripts/simulate.py --real --load 1 4 8 --json measured.json      # predicted against measured
@@ -14,6 +15,9 @@ Nothing is measured except with --real, and the same arguments give the same num
 stage, in seconds; all stages are alike unless they were measured.  Requests come in a closed loop.  `busy` is
 the share of the time in which a stage computes or builds a graph, after a warm-up; `ideal` is a rate that
 nothing can exceed with these times: best number of micro-batches, no waiting, hops, noise or overhead.
+
+--requests N does as `bench_serving.py`: every stream begins at once and sends N requests, nothing is known of
+the stages, and rates are over all of the time, from the first prompt to the end of the last stream.
 
 --prefill sends single prompts through an idle ring, and compares with the best of all chunk sizes where all
 chunks of a prompt have the same.  `of ideal` is the share of the time in which each stage is at work if one
@@ -47,7 +51,7 @@ from benchlib.options import (
     say,
     setup_of,
 )
-from benchlib.real_run import RealLoad, RealResult, measure, serve_rank
+from benchlib.real_run import RealLoad, RealResult, measure, measurement_of, serve_rank
 from benchlib.report import Column, new_figure, save_figure, table, write_json
 from benchlib.servers import scratch_folder
 from benchlib.simulation import (
@@ -60,7 +64,7 @@ from benchlib.simulation import (
     StageTimes,
     ideal_rate,
 )
-from benchlib.stage_times import PRESETS, MeasuredStage, Measurement, means, read
+from benchlib.stage_times import PRESETS, Measurement, read
 from benchlib.stats import medians_by, percentiles, ratio
 from pipeline.scheduler import Limits, Scheduler
 
@@ -159,9 +163,11 @@ def simulate(args: argparse.Namespace, stages: int, streams: int, seed: int) -> 
     """One load on one ring.  Raises ValueError."""
     times, network = times_of(args, stages)
     scheduler = Scheduler(limits_of(args, stages))
-    load = Load(
-        (Phase(streams, args.tokens),), args.prompt, args.output, long_prompt=args.long_prompt
-    )
+    if args.requests:
+        load = Load.burst(streams, args.prompt, args.output, args.requests)
+    else:
+        phase = Phase(streams, args.tokens)
+        load = Load((phase,), args.prompt, args.output, long_prompt=args.long_prompt)
     simulation = Simulation(scheduler, Stages(times, network, args.noise, seed), load)
     (measured,) = simulation.run()
     row = {"stages": stages, "streams": streams, **numbers(measured)}
@@ -169,6 +175,7 @@ def simulate(args: argparse.Namespace, stages: int, streams: int, seed: int) -> 
     row["share_percent"] = 100 * measured.tokens_per_s / row["ideal"]
     row["utilisation"] = measured.utilisation
     row["choice"] = vars(scheduler.pacing.choice)
+    row["postponed"] = vars(scheduler.postponed)
     if args.long_prompt:
         row["long_prompt_first_token_s"] = simulation.long_wait
         row["meanwhile_ms_max"] = 1e3 * max(simulation.gaps_meanwhile, default=0.0)
@@ -184,6 +191,7 @@ def numbers(measured: Measured) -> Row:
         "busy_percent": 100 * sum(busy) / len(busy),
         "least_busy_percent": 100 * min(busy),
         "tokens_per_s": measured.tokens_per_s,
+        **percentiles([1e3 * wait for wait in measured.first_tokens], "first_token_ms"),
         **percentiles(gaps, "inter_token_ms"),
         "inter_token_ms_max": max(gaps, default=None),
         "moves_per_1000_tokens": 1e3 * measured.moves / max(1, measured.tokens),
@@ -204,6 +212,12 @@ def report(args: argparse.Namespace, rows: Sequence[Row], of_what: str) -> None:
     """Show and write the results."""
     summary = medians_by(rows, "stages", "streams")
     columns = list(COLUMNS)
+    if args.requests:
+        columns += [
+            Column("inter_token_ms_p95", "p95"),
+            Column("first_token_ms_p50", "first token ms p50"),
+            Column("first_token_ms_p95", "p95"),
+        ]
     if args.long_prompt:
         columns += [
             Column("meanwhile_ms_max", "max during prefill"),
@@ -244,30 +258,6 @@ def real_round(args: argparse.Namespace, scratch: Path, number: int) -> list[Row
     results = measure(setup_of(args), Path(__file__).resolve(), 2, loads, scratch)[1:]
     found = measurement_of(results, args.latency)
     return [compare(args, result, found) for result in results]
-
-
-def measurement_of(results: Sequence[RealResult], latency: float) -> Measurement:
-    """Mean times, and what a token of a single stream takes beside them, once hops are taken off."""
-    ranks = len(results[0].decode[0][1])
-    stages = [
-        MeasuredStage(
-            means((size, seconds[rank]) for r in results for size, seconds in r.decode),
-            means((size, seconds[rank]) for r in results for size, seconds in r.prefill),
-        )
-        for rank in range(ranks)
-    ]
-    alone = min(results, key=lambda r: r.load.streams)
-    batch = max(size for size, _ in alone.decode)
-    compute = sum(dict(means(_of_stage(alone, rank)))[batch] for rank in range(ranks))
-    # Later stages build their graphs while the first one computes.
-    overhead = max(0.0, alone.gap - compute - ranks * latency) if batch == 1 else 0.0
-    return Measurement(
-        tuple(msgspec.structs.replace(stage, overhead=overhead) for stage in stages), latency
-    )
-
-
-def _of_stage(result: RealResult, rank: int) -> list[tuple[int, float]]:
-    return [(size, seconds[rank]) for size, seconds in result.decode]
 
 
 def compare(args: argparse.Namespace, result: RealResult, found: Measurement) -> Row:
@@ -317,6 +307,7 @@ def parse_arguments() -> argparse.Namespace:
     load.add_argument("--prompt", type=positive, help="tokens; default: 1, for --real 48")
     load.add_argument("--output", type=positive, help="tokens; default: 1000, for --real 48")
     load.add_argument("--tokens", type=positive, default=400, help="simulated, for each stream")
+    load.add_argument("--requests", type=positive, help="of each stream; for --real by default 3")
     load.add_argument("--long-prompt", type=positive, default=0, help="tokens of one more request")
     load.add_argument("--prefill", type=positive, nargs="+", help="tokens of single prompts")
     load.add_argument("--seed", type=int, default=0, help="of the noise")
@@ -346,13 +337,13 @@ def parse_arguments() -> argparse.Namespace:
     )
     real = parser.add_argument_group("real ranks")
     real.add_argument("--real", action="store_true", help="measure two, and predict them")
-    real.add_argument("--requests", type=positive, default=3, help="for each stream; default: 3")
     real.add_argument("--rank", nargs=2, help=argparse.SUPPRESS)  # what a rank of --real is told
     add_setup_arguments(parser)
     args = parse(parser)
     args.load = args.load or ([1, 4, 8] if args.real else [1, 8, 64, 256])
     args.prompt = args.prompt or (48 if args.real else 1)
     args.output = args.output or (48 if args.real else 1000)
+    args.requests = args.requests or (3 if args.real else None)
     args.chunk = args.chunk or (128 if args.real else 512)
     if args.tokens < FEWEST_TOKENS:
         parser.error(f"--tokens {args.tokens}: the warm-up alone needs {FEWEST_TOKENS}")
@@ -360,6 +351,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--fixed 0 --each 0: a step has to take some time")
     if args.prefill and (args.real or args.plot):
         parser.error("--prefill goes neither with --real nor with --plot")
+    if args.requests and args.long_prompt:
+        parser.error("--requests: all streams begin at once, none of them is a --long-prompt")
     if args.real and args.measure:
         parser.error("--real measures the times that --measure would read")
     return args

@@ -31,6 +31,10 @@ def scheduling(stats: EngineStats) -> dict[str, object]:
             "step_noise": choice.noise,
             "predicted_cycle_ms": [_milliseconds(cycle) for cycle in choice.cycles],
         },
+        "steps_postponed_for_prefill": {
+            "chunks": stats.postponed.chunks,
+            "predicted_ms": _milliseconds(stats.postponed.seconds),
+        },
         "kv_tokens": {"reserved": stats.kv_tokens, "limit": limits.kv_tokens},
         "prefix_cache": {
             "sequences": prefixes.sequences,
@@ -87,6 +91,10 @@ class EngineMetrics(Collector):
         )
         reason.add_metric([self._model], {"reason": choice.reason})
         yield reason
+        text = "Prefill steps that decode steps were made to wait for."
+        yield self._counter("decode_postponed_prefill_steps", text, stats.postponed.chunks)
+        text = "Predicted seconds of these."
+        yield self._counter("decode_postponed_seconds", text, stats.postponed.seconds)
         yield self._gauge("memory_used_ratio", "Of its share, on the fullest stage.", memory.used)
         reduced = float(memory.budget.reduced)
         yield self._gauge("memory_reduced", "1 while memory keeps the batch small.", reduced)

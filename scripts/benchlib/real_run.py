@@ -18,6 +18,7 @@ import msgspec
 
 from benchlib.jobs import print_result, run_job
 from benchlib.ports import free_ports
+from benchlib.stage_times import MeasuredStage, Measurement, means
 from benchlib.targets import Setup, local_job, write_config
 from config import load
 from pipeline.engine import Engine
@@ -93,6 +94,30 @@ def measure(
     for setting in setup.settings:
         command += ["--set", setting]
     return run_job(command, setup.environment(), list[RealResult], DEADLINE)
+
+
+def measurement_of(results: Sequence[RealResult], latency: float) -> Measurement:
+    """Mean times, and what a token of a single stream takes beside them, once hops are taken off."""
+    ranks = len(results[0].decode[0][1])
+    stages = [
+        MeasuredStage(
+            means((size, seconds[rank]) for r in results for size, seconds in r.decode),
+            means((size, seconds[rank]) for r in results for size, seconds in r.prefill),
+        )
+        for rank in range(ranks)
+    ]
+    alone = min(results, key=lambda r: r.load.streams)
+    batch = max(size for size, _ in alone.decode)
+    compute = sum(dict(means(_of_stage(alone, rank)))[batch] for rank in range(ranks))
+    # Later stages build their graphs while the first one computes.
+    overhead = max(0.0, alone.gap - compute - ranks * latency) if batch == 1 else 0.0
+    return Measurement(
+        tuple(msgspec.structs.replace(stage, overhead=overhead) for stage in stages), latency
+    )
+
+
+def _of_stage(result: RealResult, rank: int) -> list[tuple[int, float]]:
+    return [(size, seconds[rank]) for size, seconds in result.decode]
 
 
 def serve_rank(folder: str, told: str, settings: Sequence[str]) -> None:

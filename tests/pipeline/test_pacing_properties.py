@@ -9,15 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.chunks import pairs
-from pipeline.pacing import (
-    CHUNK_MEMORY,
-    MARGIN,
-    MARGIN_OF_ONE,
-    SMALLEST_CHUNK,
-    Pacing,
-    longest_stall,
-)
+from pipeline.pacing import MARGIN, MARGIN_OF_ONE, SMALLEST_CHUNK, Pacing
 from pipeline.scheduler import PrefillBatch
+from pipeline.stalls import CHUNK_MEMORY, longest_stall
 from pipeline.steps import PrefillChunk
 from tests.pipeline.scheduler_driver import Driver, limits
 

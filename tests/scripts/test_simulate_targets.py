@@ -19,8 +19,9 @@ from benchlib.simulation import (
     Stages,
     StageTimes,
 )
-from pipeline.pacing import OTHERS, longest_stall
+from pipeline.pacing import OTHERS
 from pipeline.scheduler import Limits, Scheduler
+from pipeline.stalls import longest_stall
 
 FOREVER = 1_000_000  # tokens
 COMPUTE = StageTimes(Curve.line(0.0, 2e-3), Curve.line(0.0, 2e-4))

@@ -14,6 +14,7 @@ from pipeline.limits import Limits
 from pipeline.memory import Budget, MemoryState
 from pipeline.pacing import Choice
 from pipeline.prefixes import PrefixStats
+from pipeline.turns import Postponed
 from server.engine_metrics import EngineMetrics, scheduling
 from server.observe.registry import metrics_route
 
@@ -33,6 +34,7 @@ STATS = EngineStats(
         5, 2, 'a token every 9.0 ms, "against" 12.0', 0.004, 0.0005, 0.05, (0.012, 0.009)
     ),
     limits=Limits(3, 100, 100, 32, 128, kv_tokens=1000),
+    postponed=Postponed(12, 1.5),
     kv_tokens=250,
 )
 
@@ -66,6 +68,8 @@ def test_metrics() -> None:
         "mlxc_decode_step_fixed_seconds": 0.004,
         "mlxc_decode_step_sequence_seconds": 0.0005,
         f"mlxc_decode_groups_choice_info{STATS.choice.reason}": 1,
+        "mlxc_decode_postponed_prefill_steps_total": 12,
+        "mlxc_decode_postponed_seconds_total": 1.5,
         "mlxc_memory_used_ratio": 1.25,
         "mlxc_memory_reduced": 1,
         "mlxc_memory_reductions_total": 3,
@@ -107,4 +111,5 @@ def test_scheduling_shows_the_choice_and_its_reason() -> None:
         "prefix_tokens_at_most": 0,
         "running_at_most": 4,
     }
+    assert shown["steps_postponed_for_prefill"] == {"chunks": 12, "predicted_ms": 1500.0}
     assert shown["kv_tokens"] == {"reserved": 250, "limit": 1000}
