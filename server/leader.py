@@ -175,6 +175,7 @@ class Leader:
         """Wait for all ranks, run the pipeline once, then say that requests are welcome."""
         assert engine is not None, "rank 0 has an engine"
         self._engine = engine
+        client.beat_here(self._coordinator.heartbeat)
         model = self._served_model(engine)
         await wait_for_others(client, READY_SECONDS)
         await _warm_up(engine)

@@ -68,13 +68,14 @@ def cluster_routes(view: ClusterView) -> list[Route]:
         snapshot, stats = view.snapshot(), view.engine_stats()
         alerts = view.alerts(snapshot)
         status, reason = status_of(view, snapshot, stats, alerts)
-        body = _summary(view, snapshot, stats, status, reason)
+        body = _summary(view, snapshot, stats, alerts, status, reason)
         return JSONResponse(body, 503 if status == "failing" else 200)
 
     async def ready(request: Request) -> JSONResponse:
         snapshot, stats = view.snapshot(), view.engine_stats()
         reason = fault_of(snapshot, stats, view.hang_after_s) or snapshot.reason
-        body = _summary(view, snapshot, stats, "not_ready" if reason else "ready", reason)
+        alerts, status = view.alerts(snapshot), "not_ready" if reason else "ready"
+        body = _summary(view, snapshot, stats, alerts, status, reason)
         if reason:
             return JSONResponse(body, 503, {"retry-after": str(RETRY_AFTER_S)})
         return JSONResponse(body)
@@ -116,7 +117,12 @@ def status_of(
 
 
 def _summary(
-    view: ClusterView, snapshot: ClusterSnapshot, stats: EngineStats, status: str, reason: str
+    view: ClusterView,
+    snapshot: ClusterSnapshot,
+    stats: EngineStats,
+    alerts: Sequence[Alert],
+    status: str,
+    reason: str,
 ) -> Body:
     return {
         "status": status,
@@ -127,7 +133,7 @@ def _summary(
         "running": stats.running,
         "waiting": stats.waiting,
         "last_step_age_s": stats.last_step_age_s,
-        "alerts": [alert.message for alert in view.alerts(snapshot)],
+        "alerts": [alert.message for alert in alerts],
         "ranks": [_rank_summary(rank) for rank in snapshot.ranks],
         "wishes": asdict(snapshot.wishes),
     }

@@ -26,6 +26,8 @@ CLEANUP_S = 5.0
 BACKLOG = 256
 
 
+DATE_S = 1.0  # seconds between two looks at the clock for the header `date`
+
 HANDSHAKE_S = 10.0  # seconds for the handshake of TLS, before which a connection holds no place
 
 # asyncio's own time for a peer to answer the end of TLS, 30 s, is longer than a process may take to stop.
@@ -164,6 +166,7 @@ class _Server(uvicorn.Server):
         self.contexts: dict[socket.socket, ssl.SSLContext] = {}  # of those with TLS
         self.names: list[str] = []
         self.has_started = asyncio.Event()
+        self._asked_to_stop = asyncio.Event()
 
     async def run_until_stopped(self) -> None:
         await self.serve(sockets=self.sockets)
@@ -171,6 +174,13 @@ class _Server(uvicorn.Server):
     def stop(self, grace_s: int) -> None:
         self.config.timeout_graceful_shutdown = grace_s
         self.should_exit = True
+        self._asked_to_stop.set()
+
+    async def main_loop(self) -> None:
+        """uvicorn's own looks ten times a second whether it is to stop: most of what an idle rank would do."""
+        while not await self.on_tick(0):  # 0: with the date of headers, which has whole seconds
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._asked_to_stop.wait(), DATE_S)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         every = sockets or []

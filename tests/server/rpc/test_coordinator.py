@@ -82,6 +82,20 @@ async def test_three_ranks_register_and_become_ready() -> None:
         assert [r.report.parameter_bytes for r in status.ranks if r.report] == [100, 101, 102]
 
 
+async def test_rank_0_needs_no_connection_to_its_own_coordinator() -> None:
+    async with cluster() as (coordinator, client):
+        await client.register(registration(0), deadline_s=5)
+        client.beat_here(coordinator.heartbeat)
+        await coordinator.stop(0.1)
+        reply = await client.heartbeat(heartbeat(0, parameter_bytes=77))
+        assert reply.policy == POLICY
+        [rank] = coordinator.snapshot().ranks
+        assert rank.report is not None
+        assert rank.report.parameter_bytes == 77
+        with pytest.raises(NotRegistered):
+            await client.heartbeat(heartbeat(1))
+
+
 async def test_refusals_keep_their_type_and_sentence() -> None:
     async with cluster() as (_, client):
         with pytest.raises(NotRegistered, match=r"rank 1 \(mini2\) has not registered"):
