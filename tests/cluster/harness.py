@@ -23,6 +23,7 @@ from typing import Any
 import httpx
 import psutil
 import yaml
+from typing_extensions import Self
 
 ROOT = Path(__file__).parents[2]
 HOST = "127.0.0.1"
@@ -161,7 +162,7 @@ class Cluster:
 
     # life
 
-    def start(self) -> Cluster:
+    def start(self) -> Self:
         with self.log_path.open("wb") as output:
             self.process = subprocess.Popen(
                 self._command(),
@@ -174,7 +175,7 @@ class Cluster:
             )
         return self
 
-    def wait_ready(self) -> Cluster:
+    def wait_ready(self) -> Self:
         """Fails with the log when the job ends, or is not ready within START_DEADLINE."""
         try:
             wait_until(self._is_ready, "ready", START_DEADLINE)

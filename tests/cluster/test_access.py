@@ -55,7 +55,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     (folder / "model").mkdir()
     cluster = Guarded(folder)
     try:
-        yield cluster.start().wait_ready()  # type: ignore[misc]
+        yield cluster.start().wait_ready()
         cluster.stop()
     finally:
         cluster.kill()

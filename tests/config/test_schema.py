@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from config import Config, ModelConfig, NodeConfig, Ports, Shard
+from config import Config, LayerRange, ModelConfig, NodeConfig, Ports, Shard
 from config.lookup import ROOT, find, is_dynamic
 from config.values import format_size
 
@@ -42,7 +43,7 @@ def concrete(path):
 def with_value(path, value):
     """Valid data, but for `value` at `path`."""
     shard = {"layers": [0, 1]} if "sharding" in path else {}
-    data = {"nodes": {"left": dict(NODE)}, "models": {"m": {"source": "a/b"}}}
+    data: dict[str, Any] = {"nodes": {"left": dict(NODE)}, "models": {"m": {"source": "a/b"}}}
     if shard:
         data["models"]["m"]["sharding"] = {"left": shard}
     inner = data
@@ -140,8 +141,8 @@ def test_names_are_the_keys_of_the_entries():
 
 def test_auto_is_none():
     assert Config.model_validate({"scheduler": {"groups": "auto"}}).scheduler.groups is None
-    assert NodeConfig(**NODE, memory="auto").memory is None
-    assert ModelConfig(source="a/b", sharding="auto").sharding is None
+    assert NodeConfig.model_validate({**NODE, "memory": "auto"}).memory is None
+    assert ModelConfig.model_validate({"source": "a/b", "sharding": "auto"}).sharding is None
 
 
 @pytest.mark.parametrize(
@@ -149,13 +150,13 @@ def test_auto_is_none():
     [("16GB", 16 * 10**9), ("16GiB", 16 * 2**30), ("2.5GB", 2_500_000_000), (4096, 4096)],
 )
 def test_sizes(text, size):
-    assert NodeConfig(**NODE, memory=text).memory == size
+    assert NodeConfig.model_validate({**NODE, "memory": text}).memory == size
 
 
 @pytest.mark.parametrize("text", ["16 apples", "GB", "-1GB", 0, -1, 1.5, True, []])
 def test_sizes_that_are_none(text):
     with pytest.raises(ValidationError):
-        NodeConfig(**NODE, memory=text)
+        NodeConfig.model_validate({**NODE, "memory": text})
 
 
 @pytest.mark.parametrize(
@@ -170,11 +171,13 @@ def test_sizes_that_are_none(text):
 )
 def test_sizes_are_written_exactly(size, text):
     assert format_size(size) == text
-    assert NodeConfig(**NODE, memory=text).memory == size
+    assert NodeConfig.model_validate({**NODE, "memory": text}).memory == size
 
 
 def test_ports_have_names():
-    assert NodeConfig(**NODE).ports == Ports(inference=9100, communication=9101, health=9102)
+    assert NodeConfig.model_validate(NODE).ports == Ports(
+        inference=9100, communication=9101, health=9102
+    )
 
 
 def test_retries_are_ordered():
@@ -236,7 +239,7 @@ def test_sharding_refused(sharding, total, reason):
 
 def test_sharding_may_name_nodes_in_any_order():
     sharding = {
-        "right": Shard(layers=(4, 9), includes_output_head=True),
-        "left": Shard(layers=(0, 3)),
+        "right": Shard(layers=LayerRange(4, 9), includes_output_head=True),
+        "left": Shard(layers=LayerRange(0, 3)),
     }
     assert ModelConfig(source="a/b", sharding=sharding, total_layers=10).sharding == sharding

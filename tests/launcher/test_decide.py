@@ -184,7 +184,8 @@ def test_the_leader_rotates_in_its_time_when_it_is_quiet() -> None:
 
 def _live(steps: list[tuple[float, str, str]]) -> list[tuple[float, decide.Action]]:
     """Every action of a supervisor in which, one after the other, what `steps` say happens to a node."""
-    now, history, records = 0.0, History(ever_ready=True), {}  # type: ignore[var-annotated]
+    now, history = 0.0, History(ever_ready=True)
+    records: dict[str, Record] = {}
     up = dict.fromkeys(ALL, True)
     epoch: Epoch | None = None
     actions: list[tuple[float, decide.Action]] = []

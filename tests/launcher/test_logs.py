@@ -174,11 +174,11 @@ class _Stuck(io.StringIO):
 
     def __init__(self) -> None:
         super().__init__()
-        self.full, self.read = threading.Event(), threading.Event()
+        self.full, self.go_on = threading.Event(), threading.Event()
 
     def write(self, text: str) -> int:
         self.full.set()
-        self.read.wait()
+        self.go_on.wait()
         return super().write(text)
 
 
@@ -195,7 +195,7 @@ def test_lines_that_nobody_reads_are_bounded_and_hold_up_no_end(
         stream(line(2.0, event=f"line {number}"), True)
     stream.close()
     monkeypatch.setattr(logs, "CLOSE_S", 60.0)
-    stuck.read.set()
+    stuck.go_on.set()
     stream.close()
     text = stuck.getvalue()
     assert "line 2" in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -48,12 +49,10 @@ class HostCluster(Cluster):
     def assert_nothing_left(self) -> None:
         """On no host does anything run or listen, nor is a temporary file of a rank there."""
         for host in self.hosts.hosts:
-            wait_until(
-                lambda host=host: not host.processes, f"{host.name} is idle", STATUS_DEADLINE
-            )
+            wait_until(partial(_is_idle, host), f"{host.name} is idle", STATUS_DEADLINE)
             # The kernel may close the sockets of a process that was killed a moment after it has ended.
             wait_until(
-                lambda host=host: not host.listening,
+                partial(_is_silent, host),
                 f"{host.name} listens no more",
                 STATUS_DEADLINE,
             )
@@ -68,3 +67,11 @@ class HostCluster(Cluster):
     def _command(self) -> list[str]:
         first = self.hosts.hosts[0]
         return first.command("env", f"TMPDIR={first.temporary}", *super()._command())
+
+
+def _is_idle(host: Host) -> bool:
+    return not host.processes
+
+
+def _is_silent(host: Host) -> bool:
+    return not host.listening

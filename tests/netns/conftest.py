@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ def start(hosts: Hosts, model: Path, tmp_path: Path) -> Iterator[Start]:
     """Start a cluster for one test. What the test has not ended is killed, wherever it runs."""
     started: list[HostCluster] = []
 
-    def run(**fields: object) -> HostCluster:
+    def run(**fields: Any) -> HostCluster:
         spec = Spec(models=folder_model(model), **fields)
         started.append(HostCluster(spec, tmp_path / f"cluster{len(started)}", hosts))
         return started[-1].start()

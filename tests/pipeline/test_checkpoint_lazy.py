@@ -20,6 +20,10 @@ TENSORS = {
 }
 
 
+def read(path: Path) -> dict[str, mx.array]:
+    return mx.load(str(path))  # type: ignore[return-value]
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "real.safetensors"
@@ -30,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 def test_a_stub_looks_like_its_file_and_never_gives_values(file: Path, tmp_path: Path) -> None:
     path = tmp_path / "stub.safetensors"
     stub = Stub(path, read_header(file))
-    arrays = mx.load(str(path))
+    arrays = read(path)
     stub.seal()
     assert {k: (a.shape, a.dtype) for k, a in arrays.items()} == {
         k: (a.shape, a.dtype) for k, a in TENSORS.items()
@@ -42,7 +46,7 @@ def test_a_stub_looks_like_its_file_and_never_gives_values(file: Path, tmp_path:
 
 
 def test_tensors_are_found_through_what_sanitize_does(file: Path) -> None:
-    tensors = mx.load(str(file))
+    tensors = read(file)
     a, b, c, unused = tensors["a"], tensors["b"], tensors["c"], mx.array([7.0])
     halves = mx.split(mx.concatenate([a, b.astype(mx.float32)]), 2)
     sources = trace(
@@ -70,15 +74,15 @@ def test_tensors_are_found_through_what_sanitize_does(file: Path) -> None:
 
 def test_many_tensors_are_told_apart(tmp_path: Path) -> None:
     """More than MLX takes names for."""
-    path = str(tmp_path / "many.safetensors")
-    mx.save_safetensors(path, {f"t{i}": mx.array([i]) for i in range(1500)})
-    tensors = mx.load(path)
+    path = tmp_path / "many.safetensors"
+    mx.save_safetensors(str(path), {f"t{i}": mx.array([i]) for i in range(1500)})
+    tensors = read(path)
     found = trace(tensors, {f"p{i}": tensors[f"t{i}"] + tensors[f"t{i + 1}"] for i in range(1499)})
     assert all(found[f"p{i}"] == {f"t{i}", f"t{i + 1}"} for i in range(1499))
 
 
 def test_evaluated_tensors_can_not_be_traced(file: Path) -> None:
-    tensors = mx.load(str(file))
+    tensors = read(file)
     mx.eval(tensors["a"])
     with pytest.raises(UnsupportedModel, match="evaluated weights"):
         trace(tensors, dict(tensors))

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -109,7 +110,7 @@ def tiny() -> demo_gguf.Gguf:
             add(f"blk.{block}.{kind}", rows)
         for kind in ("ffn_gate", "ffn_up", "ffn_down"):
             add(f"blk.{block}.{kind}", 64)
-    metadata = {f"llama.{key}": value for key, value in TINY.items()}
+    metadata: dict[str, Any] = {f"llama.{key}": value for key, value in TINY.items()}
     metadata |= {
         "tokenizer.ggml.tokens": ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a"],
         "tokenizer.ggml.merges": [],
@@ -136,7 +137,7 @@ def logits(folder: Path) -> mx.array:
 
 
 def relative_error(value: mx.array, expected: mx.array) -> float:
-    return float((mx.linalg.norm(value - expected) / mx.linalg.norm(expected)).item())
+    return float((mx.linalg.norm(value - expected) / mx.linalg.norm(expected)).item())  # type: ignore[arg-type]
 
 
 def test_every_variant_is_the_same_model(tmp_path: Path, tiny: demo_gguf.Gguf) -> None:
@@ -152,7 +153,7 @@ def test_weights_can_be_spread_over_files(tmp_path: Path, tiny: demo_gguf.Gguf) 
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {p.name for p in folder.glob("*.safetensors")}
     assert len(set(index["weight_map"].values())) == 3
-    sizes = [mx.load(str(path)) for path in folder.glob("*.safetensors")]
+    sizes: list[Any] = [mx.load(str(path)) for path in folder.glob("*.safetensors")]
     total = sum(array.nbytes for part in sizes for array in part.values())
     assert index["metadata"]["total_size"] == total
 

@@ -94,7 +94,7 @@ def lone_tokens(prompt: tuple[int, ...], count: int, architecture: str = "llama"
     logits = model(mx.array([prompt]), cache=caches)
     tokens: list[int] = []
     for _ in range(count):
-        tokens.append(int(mx.argmax(logits[0, -1]).item()))
+        tokens.append(int(mx.argmax(logits[0, -1]).item()))  # type: ignore[arg-type]
         logits = model(mx.array([tokens[-1:]]), cache=caches)
     return tokens
 
@@ -327,7 +327,7 @@ def test_output_that_is_no_number_ends_its_request_and_no_other(
 
     def poisoned(self: Stage, inputs: Any, cache: list[Any], pass_index: int = 0) -> Any:
         logits = forward(self, inputs, cache, pass_index)
-        return mx.where((inputs[:, -1:] == poison)[..., None], mx.nan, logits)
+        return mx.where((inputs[:, -1:] == poison)[..., None], mx.nan, logits)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Stage, "__call__", poisoned)
     healthy, ill = (1, 2, 3), (4, 5, poison)

@@ -52,6 +52,11 @@ def pair(made: Path) -> Iterator[tuple[Connection, Connection]]:
     served.close()
 
 
+def send_all(connection: Connection, steps: int) -> None:
+    for step in range(steps):
+        connection.send(Ready(step), ENOUGH)
+
+
 # one connection
 
 
@@ -71,7 +76,7 @@ def test_what_select_does_not_show_is_not_held_back(pair: tuple[Connection, Conn
     one, other = pair
     with ThreadPoolExecutor(1) as pool:
         for size in (1, 3, 200, 5000):
-            sending = pool.submit(lambda n=size: [one.send(Ready(i), ENOUGH) for i in range(n)])
+            sending = pool.submit(send_all, one, size)
             for step in range(size):
                 while (frame := other.poll()) is None:
                     assert select.select([other], [], [], ENOUGH)[0], f"{step} of {size}"

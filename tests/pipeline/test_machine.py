@@ -33,8 +33,8 @@ def test_without_a_boot_id_name_and_network_card_do(
 ) -> None:
     """A made-up number of a card differs between processes, so it is left out."""
     monkeypatch.setattr(machine, "BOOT_ID", tmp_path / "none")
-    monkeypatch.setattr(machine.platform, "node", lambda: "mini.local")
-    monkeypatch.setattr(machine.uuid, "getnode", lambda: card)
+    monkeypatch.setattr("platform.node", lambda: "mini.local")
+    monkeypatch.setattr("uuid.getnode", lambda: card)
     assert machine.machine_id() == expected
 
 

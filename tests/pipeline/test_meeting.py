@@ -26,7 +26,7 @@ class Table:
     def exchange(self, card: dict[str, Any]) -> list[dict[str, Any]]:
         shown = self._rounds.pop(0)
         shown[self.rank] = card
-        return json.loads(json.dumps(shown))  # type: ignore[no-any-return]
+        return json.loads(json.dumps(shown))
 
 
 def configured(*overrides: str) -> Config:

@@ -146,7 +146,7 @@ class CacheMachine(RuleBasedStateMachine):
             return
         assert found == Prefix(found.sequence, best) if found else False
         assert coming[found.sequence] == best
-        assert self.cache.pending(found) == (self.held[found.sequence] < best)
+        assert found is None or self.cache.pending(found) == (self.held[found.sequence] < best)
 
     @rule(tokens=st.integers(-5, 120))
     def shrink(self, tokens: int) -> None:

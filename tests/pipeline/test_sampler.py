@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import EngineFault, RequestRejected
-from pipeline.request import SamplingParams
+from pipeline.request import SamplingParams, TokenLogprobs
 from pipeline.sampler import Sampler
 from tests.pipeline.test_sampler_reference import params as any_params
 
@@ -150,7 +150,8 @@ def prompt_of(sequence: int) -> list[int]:
 def generate_alone(sequence: int, params: SamplingParams, emitted=()) -> tuple[list, list]:
     sampler = Sampler(VOCAB)
     sampler.add(sequence, params, prompt_of(sequence), emitted)
-    tokens, logprobs = list(emitted), [None] * len(emitted)
+    tokens = list(emitted)
+    logprobs: list[TokenLogprobs | None] = [None] * len(emitted)
     while len(tokens) < STEPS:
         logits = mx.array(step_logits(sequence, len(tokens))[None])
         chosen, records = sampler(logits, [sequence]).record()

@@ -31,7 +31,7 @@ TOKENIZER = ascii_tokenizer()
 
 
 def grammars(**limits: int) -> Grammars:
-    return Grammars(lambda: vocabulary_of(TOKENIZER, SIZE), LLParserLimits(**limits))
+    return Grammars(lambda: vocabulary_of(TOKENIZER, SIZE), LLParserLimits(**limits))  # type: ignore[arg-type]
 
 
 def text_of(tokens: Sequence[int]) -> str:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import simulate
-from benchlib.real_run import RealLoad, RealResult
+from benchlib.real_run import RealLoad, RealResult, measurement_of
 from benchlib.simulation import (
     Curve,
     Load,
@@ -248,7 +248,7 @@ def test_a_ring_that_is_as_measured_is_predicted(monkeypatch: pytest.MonkeyPatch
     args = arguments(monkeypatch, "--real", "--latency", "0.001")
     truth = [line(0.010, 0.001, overhead=0.002), line(0.014, 0.002, overhead=0.002)]
     results = [as_if_real(truth, streams, args) for streams in (1, 4)]
-    found = simulate.measurement_of(results, args.latency)
+    found = measurement_of(results, args.latency)
     assert [stage.overhead for stage in found.stages] == pytest.approx([0.002] * 2, abs=1e-4)
     for result in results:
         row = simulate.compare(args, result, found)

@@ -55,7 +55,7 @@ def test_exhaustion_is_logged_once_and_other_faults_always() -> None:
 
     async def scenario() -> list[str]:
         loop = asyncio.get_running_loop()
-        loop.default_exception_handler = others.append  # type: ignore[method-assign]
+        loop.default_exception_handler = others.append  # type: ignore[method-assign, assignment]
         descriptors.answer_exhaustion_calmly(loop)
         with structlog.testing.capture_logs() as lines:
             for _ in range(500):

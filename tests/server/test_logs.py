@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -186,7 +187,7 @@ def test_the_book_is_bounded_and_in_order_of_time() -> None:
 
     def batch(*times: float, **changes: Any) -> LogBatch:
         lines = tuple(json.dumps({"time": at, "event": "x"}) for at in times)
-        return LogBatch(**{"epoch": 7, "rank": 0, "node": "mini1", "lines": lines} | changes)
+        return replace(LogBatch(7, 0, "mini1", lines), **changes)
 
     book.take(batch(1.0, 4.0))
     book.take(batch(3.0, 2.0, rank=1, node="mini2", dropped=5))

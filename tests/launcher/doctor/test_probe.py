@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import threading
 from datetime import datetime, timezone
@@ -44,7 +45,7 @@ def facts_of(asked: Asked) -> NodeFacts:
 def test_a_probe_that_was_sent_sees_what_this_process_sees() -> None:
     """It runs as on another host: as a program on standard input of an interpreter."""
     facts = facts_of(ask(question(LOCAL), 0))
-    assert facts.python == probe.platform.python_version()
+    assert facts.python == platform.python_version()
     assert facts.code == probe._code_digest(Path.cwd())
     assert facts.settings.keys() >= {"cluster", "nodes", "models"}
     assert facts.memory is not None

@@ -57,7 +57,15 @@ class Rank0:
     ) -> LeaderAddress:
         app = make_app(self.service)
         self._servers = await start_servers(
-            [Listener("inference", app, "127.0.0.1", 0, self._tls and self._tls.server)]
+            [
+                Listener(
+                    "inference",
+                    app,
+                    "127.0.0.1",
+                    0,
+                    None if self._tls is None else self._tls.server,
+                )
+            ]
         )
         host, port = self._servers.addresses["inference"]
         return LeaderAddress(host, port, epoch, self._tls.own.name if self._tls else "")
@@ -67,7 +75,7 @@ class Rank0:
         assert self._servers is not None
         for server in self._servers._servers:
             for connection in list(server.server_state.connections):
-                connection.transport.abort()  # type: ignore[union-attr]
+                connection.transport.abort()
         await self._servers.stop(0)
 
     async def stop(self) -> None:

@@ -55,7 +55,7 @@ class Leader:
         assert self.servers is not None
         for server in self.servers._servers:
             for connection in list(server.server_state.connections):
-                connection.transport.abort()  # type: ignore[union-attr]
+                connection.transport.abort()
         await self.servers.stop(0)
 
 
@@ -123,7 +123,7 @@ async def test_one_stream_shows_the_failover_and_then_the_next_leader() -> None:
 async def test_a_change_is_shown_at_once_and_not_with_the_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    feed = events.EventFeed
+    feed = EventFeed
     monkeypatch.setattr(events, "EventFeed", lambda render: feed(render, interval_s=10_000))
     state = {"draining": False}
     async with opened(document=lambda: dict(state)) as door, watching(door) as viewer:
@@ -144,7 +144,7 @@ async def test_a_leader_whose_connection_breaks_is_asked_again_with_the_same_key
             [server] = leader.servers._servers
             [connection] = server.server_state.connections
             leader.name = "mini1 again"
-            connection.transport.abort()  # type: ignore[union-attr]
+            connection.transport.abort()
             await soon(lambda: len(leader.asked) == 2)
             await viewer.until(shows("mini1 again"))
         assert {headers["authorization"] for headers in leader.asked} == {"Bearer k"}

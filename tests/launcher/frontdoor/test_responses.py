@@ -159,9 +159,9 @@ async def test_each_key_has_its_own(tmp_path: Path) -> None:
             assert gone_on.status_code == status
         await rank0.stop()
     lines = [json.loads(line) for line in (tmp_path / "audit.front-door").read_text().splitlines()]
-    shown = [line for line in lines if line["route"] == f"{PATH}/{{response_id}}"]
-    assert [line["status"] for line in shown] == [200, 404, 401]
-    assert shown[0]["key"] == keys[0][5:17]
+    told = [line for line in lines if line["route"] == f"{PATH}/{{response_id}}"]
+    assert [line["status"] for line in told] == [200, 404, 401]
+    assert told[0]["key"] == keys[0][5:17]
 
 
 async def test_what_is_done_with_stored_ones_is_limited_for_each_key(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def alone(model: Any, fresh: Callable[[], Caches]) -> dict[str, mx.array]:
 
 def distance(got: mx.array, expected: mx.array) -> float:
     far = mx.where(got == expected, 0.0, mx.abs(got - expected))
-    return float(mx.max(mx.where(mx.isnan(far), mx.inf, far)).item())
+    return float(mx.max(mx.where(mx.isnan(far), mx.inf, far)).item())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("architecture", [name for name in CONFIGS if name not in CANNOT_BATCH])

@@ -77,8 +77,8 @@ class Variant:
     def build(self) -> nn.Module:
         """The model as a loader has it before it loads weights: lazy arrays, quantized modules."""
         module = importlib.import_module(f"mlx_lm.models.{self.architecture}")
-        config = CONFIGS[self.architecture]
-        config = tie_flipped(config) if self.flip_tie else copy.deepcopy(config)
+        given = CONFIGS[self.architecture]
+        config = tie_flipped(given) if self.flip_tie else copy.deepcopy(given)
         model = module.Model(module.ModelArgs.from_dict(config))
         if self.drop_head:
             parameters = dict(tree_flatten(model.parameters()))

@@ -78,5 +78,5 @@ def token(algorithm: str = "RS256", key: Any = None, kid: str | None = None, **c
     names = {"RS256": "rsa", "ES256": "ec", "HS256": None}
     kid = names.get(algorithm) if kid is None else kid
     headers = {} if kid is None else {"kid": kid}
-    signed_with = keys.get(algorithm) if key is None else key
+    signed_with: Any = keys.get(algorithm) if key is None else key
     return jwt.encode(claims(**changes), signed_with, algorithm=algorithm, headers=headers)

@@ -79,7 +79,7 @@ async def test_a_stream_passes_through_piece_by_piece(path: Path) -> None:
         "state": {"request_id": "r"},
     }
     running = asyncio.create_task(
-        AccessMiddleware(app, rank_0.guard)(scope, lambda: None, sent.put)  # type: ignore[arg-type]
+        AccessMiddleware(app, rank_0.guard)(scope, lambda: None, sent.put)  # type: ignore[arg-type, return-value]
     )
     assert (await asyncio.wait_for(sent.get(), 30))["status"] == 200
     assert (await asyncio.wait_for(sent.get(), 30))["body"] == b"first"

@@ -148,10 +148,10 @@ def test_many_at_once(address: tuple[str, int], engine: FakeEngine) -> None:
                 if not stream:
                     got = await client.chat.completions.create(model="tiny", messages=USER)
                     return got.choices[0].message.content
-                stream = await client.chat.completions.create(
+                chunks = await client.chat.completions.create(
                     model="tiny", messages=USER, stream=True
                 )
-                return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+                return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks])
 
             work = asyncio.gather(*(ask(bool(number % 2)) for number in range(20)))
             return await asyncio.wait_for(work, DEADLINE_S)

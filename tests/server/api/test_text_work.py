@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -38,9 +39,9 @@ def task_of(key: str, texts: TextWork, work: Stuck) -> asyncio.Task[str]:
     return context.run(asyncio.get_running_loop().create_task, run)
 
 
-async def until(condition: object) -> None:
+async def until(condition: Callable[[], object]) -> None:
     async def poll() -> None:
-        while not condition():  # type: ignore[operator]
+        while not condition():
             await asyncio.sleep(0.005)
 
     await asyncio.wait_for(poll(), DEADLINE_S)

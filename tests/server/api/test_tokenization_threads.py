@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from server.api import tokenization
+from server.api.wire import json_response
 from tests.server.api.conftest import Client
 
 
@@ -22,7 +23,7 @@ def test_the_event_loop_looks_at_no_token(
     client: Client, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
 ) -> None:
     workers: list[threading.Thread] = []
-    answered = tokenization.json_response
+    answered = json_response
 
     def answer(value: Any) -> Any:
         workers.append(threading.current_thread())

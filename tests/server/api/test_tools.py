@@ -119,7 +119,7 @@ def accepts(service: Service, engine: FakeEngine, text: str) -> bool:
     assert service.model is not None
     constraint = engine.requests[-1].params.constraint
     assert constraint is not None
-    tokens = ids(service.model.tokenizer, text)  # type: ignore[arg-type]
+    tokens = ids(service.model.tokenizer, text)
     marks = constraint.after[0 if constraint.opening is None else 1 :]
     after = [token for mark in marks for token in mark]
     if after:

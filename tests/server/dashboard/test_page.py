@@ -78,7 +78,7 @@ def test_every_module_that_is_imported_is_there() -> None:
 
 
 def guarded(app: object, path: Path) -> TestClient:
-    made: Starlette = app(Guard(AccessPolicy(KeyStore(path))))  # type: ignore[operator]
+    made: Starlette = app(Guard(AccessPolicy(KeyStore(path))))
     return TestClient(made)
 
 

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.anyio
 async def test_unfinished_uploads_hold_no_place_and_no_connection_to_rank_0() -> None:
     async with node(replace(LIMITS, max_requests=1)) as (upstream, client, _):
         host, port = client.base_url.host, client.base_url.port
+        assert port is not None
         slow = [await asyncio.open_connection(host, port) for _ in range(20)]
         for _, writer in slow:
             writer.write(HALF_A_REQUEST)
@@ -47,6 +48,7 @@ async def read_to_end(connection: socket.socket) -> bytes:
 async def test_an_upload_that_stalls_or_trickles_is_dropped(trickle: bool) -> None:
     async with node(replace(LIMITS, body_patience_s=0.2)) as (upstream, client, _):
         host, port = client.base_url.host, client.base_url.port
+        assert port is not None
         # Not through asyncio's streams: those forget what has come when a write finds the connection reset.
         with socket.create_connection((host, port), timeout=WAIT_S) as connection:
             connection.setblocking(False)
@@ -69,6 +71,7 @@ async def test_an_upload_that_stalls_or_trickles_is_dropped(trickle: bool) -> No
 async def test_a_client_that_still_sends_gets_the_413_and_may_go_on() -> None:
     async with node() as (upstream, client, _):
         host, port = client.base_url.host, client.base_url.port
+        assert port is not None
         reader, writer = await asyncio.open_connection(host, port)
         size = 50 << 20
         writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % size)

@@ -84,5 +84,5 @@ def test_power_is_the_mean_between_two_looks(tmp_path: Path) -> None:
 
 def test_power_where_nothing_tells_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(resources, "RAPL", tmp_path / "missing")
-    monkeypatch.setattr(resources.sys, "platform", "linux")
+    monkeypatch.setattr("sys.platform", "linux")
     assert resources.power_meter()() is None

@@ -55,7 +55,10 @@ async def client(
     port: int, tls: ClusterTls | None, callee: str = NODES[0]
 ) -> AsyncIterator[CoordinatorClient]:
     made = CoordinatorClient(
-        "127.0.0.1", port, call_timeout_s=DEADLINE, tls=tls and ClientTls(tls, callee)
+        "127.0.0.1",
+        port,
+        call_timeout_s=DEADLINE,
+        tls=None if tls is None else ClientTls(tls, callee),
     )
     try:
         yield made

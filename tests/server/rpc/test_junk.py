@@ -14,6 +14,7 @@ import config
 from server.rpc import cluster_pb2 as pb
 from server.rpc import messages
 from server.rpc.coordinator import Coordinator
+from server.rpc.fields import MAX_TEXT
 from server.rpc.records import HealthPolicy, RankState
 from server.rpc.registry import ClusterRegistry
 from server.rpc.runtime_settings import RuntimeSettings
@@ -193,7 +194,7 @@ async def test_huge_numbers_that_mean_nothing_are_only_shown(wire: Wire) -> None
 
 async def test_a_refusal_that_quotes_long_names_reaches_the_caller(wire: Wire) -> None:
     """A status has to fit into a header, percent-encoded."""
-    long = "\N{GRINNING FACE}" * messages.MAX_TEXT
+    long = "\N{GRINNING FACE}" * MAX_TEXT
     for rank, status in ((0, "OK"), (1, "FAILED_PRECONDITION")):
         record = replace(
             registration(rank), node=f"{rank}{long}"[:-1], model=long, fingerprint=f"{rank}"
