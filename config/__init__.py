@@ -6,7 +6,7 @@ Order, later ones win: defaults in the code, {cluster,nodes,models,network}.yaml
 
 from config.access import AccessConfig
 from config.cli import add_arguments, from_arguments, render
-from config.digests import settings_digests
+from config.digests import file_of, settings_digests
 from config.errors import ConfigError
 from config.gateway import ApiGatewayConfig
 from config.models import DEMO, LayerRange, ModelConfig, Shard
@@ -40,6 +40,7 @@ __all__ = [
     "Settings",
     "Shard",
     "add_arguments",
+    "file_of",
     "from_arguments",
     "load",
     "render",

@@ -11,15 +11,22 @@ from launcher.probe import LostNodes, unreachable
 
 
 class Lookout:
-    """All methods belong to the event loop.  `down`: why nodes can't be reached, by name."""
+    """All methods belong to the event loop."""
 
     def __init__(
         self, files: Files, cluster: Cluster, logs: LogStream, woken: Callable[[], None]
     ) -> None:
         """`woken` is called when something has changed."""
-        self.down: dict[str, str] = {}
+        self._down: dict[str, str] = {}
+        self._new: set[str] = set()  # they were added while this runs, and have not served yet
+        self._refused: dict[str, str] = {}
         self._files, self._cluster, self._logs, self._woken = files, cluster, logs, woken
         self._lost = LostNodes()
+
+    @property
+    def down(self) -> dict[str, str]:
+        """Why nodes can't be reached, or are left out until somebody mends their files, by name."""
+        return {**self._down, **self._refused}
 
     # the files
 
@@ -33,17 +40,20 @@ class Lookout:
 
     def files_for_now(self) -> Found | None:
         """Likewise, for a start that is to come now.  Raises one of `files.UNUSABLE`."""
-        return self._taken_up(self._files.read(), wanted=True)
+        found = self._files.read()
+        self._refused = {}  # they may have been mended on their own disks
+        return self._taken_up(found, wanted=True)
 
     def _taken_up(self, found: Found | None, wanted: bool = False) -> Found | None:
         if found is None:
             return None
         known = {member.name for member in self._cluster.members}
-        self._cluster = found.cluster
+        self._cluster, self._refused = found.cluster, {}
+        self._new |= {member.name for member in found.cluster.members} - known
         new = [m for m in found.cluster.members if m.name not in known and not m.is_local]
         if new and not (wanted and self._lost.search(new, patient=False)):
             # as long as `look_for` has not found it
-            self.down |= {member.name: "nobody has looked for it yet" for member in new}
+            self._down |= {member.name: "nobody has looked for it yet" for member in new}
         self._woken()
         nodes = ", ".join(member.name for member in found.cluster.members)
         self._logs.say("the configuration has changed on disk", "info", nodes=nodes)
@@ -66,20 +76,35 @@ class Lookout:
         """Of an epoch that serves: see LostNodes."""
         self._lost.heed(members, is_suspicious)
 
+    def served(self, nodes: Sequence[str]) -> None:
+        """A ring of these works."""
+        self._new.difference_update(nodes)
+
+    def refuse_new(self, nodes: Sequence[str], reason: str) -> bool:
+        """A ring of these could not be started: leave out those that are new, if any are.
+
+        Until the files change, or a restart is asked for.  Without them it had worked.
+        """
+        new = [name for name in nodes if name in self._new]
+        for name in new:
+            self._refused[name] = f"with it the ranks could not start: {reason}"
+            self._logs.say("a new node is left out", "warning", name=name, reason=reason)
+        return bool(new)
+
     async def find_lost(self) -> None:
         """Before the next launch is decided on."""
         lost = await self._lost.found()
-        self._are_down({**self.down, **lost})
+        self._are_down({**self._down, **lost})
 
     async def look_for(self, others: Sequence[str]) -> None:
         """All but these: those that take no part may be back, or gone."""
         members = [m for m in self._cluster.members if m.name not in others]
         found = await unreachable(members)
-        left = {n: w for n, w in self.down.items() if n not in [m.name for m in members]}
+        left = {n: w for n, w in self._down.items() if n not in [m.name for m in members]}
         self._are_down({**left, **found})
 
     def _are_down(self, down: dict[str, str]) -> None:
-        before, self.down = self.down, down
+        before, self._down = self._down, down
         if down.keys() != before.keys():
             self._woken()
         for name in down.keys() - before.keys():

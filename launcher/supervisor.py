@@ -257,8 +257,10 @@ class Supervisor:
             end = replace(end, reason=fault.reason)
             self._lookout.search(epoch.members)
             self._log("the epoch has ended", "warning", cause=cause.value, reason=fault.reason)
-            reverted = self._revert_model(cause, fault.reason)
-            if fault.node is not None and not reverted:
+            explained = self._revert_model(cause, fault.reason)
+            if cause is Cause.NEVER_STARTED and not explained:
+                explained = self._lookout.refuse_new(epoch.order, fault.reason)
+            if fault.node is not None and not explained:
                 self.records = decide.blame(self.records, fault.node, self._policy.breaker, now)
         self.history = decide.after(self.history, end)
         if self._broken is None and self.history.ever_ready:
@@ -268,6 +270,7 @@ class Supervisor:
     def _became_ready(self, epoch: RunningEpoch) -> None:
         self.history = decide.ready(self.history, epoch.number)
         self.models.loaded()
+        self._lookout.served(epoch.order)
         leader = epoch.leader
         address = LeaderAddress(leader.host, leader.node.ports.inference, epoch.number, leader.name)
         assert self.door is not None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import TypeVar
 
 import msgspec
 import structlog
 
-from config import Config, NodeConfig
+from config import Config, NodeConfig, file_of
 from pipeline.card import PROJECT, VERSIONED, Card, Introduction, differing_sections
 from pipeline.errors import ModelError, PipelineError, PlanError
 from pipeline.link import Peer
@@ -172,12 +173,14 @@ def _check_equal(what: str, values: Sequence[tuple[str, str]], advice: str = "")
 
 def _check_settings(cards: Sequence[Card]) -> None:
     first = cards[0]
-    for card in cards:
-        if sections := differing_sections(first.settings, card.settings):
-            raise MeetingFailed(
-                f"{first.node} and {card.node} are configured differently in "
-                f"{', '.join(sections)}; give all nodes the same files in config/."
-            )
+    differing = {card.node: differing_sections(first.settings, card.settings) for card in cards}
+    others = [node for node, sections in differing.items() if sections]
+    if others:
+        places = [f"{s} (config/{file_of(s)})" for s in sorted(set(chain(*differing.values())))]
+        raise MeetingFailed(
+            f"{first.node} and {', '.join(others)} are configured differently in {', '.join(places)};"
+            " give all nodes the same files."
+        )
 
 
 def _hosts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import resource
 import signal
 import sys
@@ -27,7 +28,9 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         settings = from_arguments(arguments, os.environ)
     except ConfigError as error:
-        return fatal(str(error), exit_status.STARTUP)
+        # The launcher has read its own files: what is wrong is wrong here.
+        place = f"on {platform.node()}: " if "MLX_RANK" in os.environ else ""
+        return fatal(f"{place}{error}", exit_status.STARTUP)
     if arguments.print_config:
         print(render(settings))
         return 0

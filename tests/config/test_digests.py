@@ -34,6 +34,14 @@ def test_a_change_shows_in_its_section_only(override: str, section: str) -> None
     assert before.keys() == after.keys()
 
 
+def test_of_the_nodes_only_those_that_a_launcher_starts_count() -> None:
+    mini3 = "nodes.mini3={node_id: 3, host: mini3.local, ports: [8600, 8601, 8602]}"
+    started = ("launcher.supervised=true", "cluster.ranks=[mini2, mini1]")
+    assert digests(mini3, *started) == digests(*started)
+    assert digests("nodes.mini1.memory=16GB", *started) != digests(*started)
+    assert digests(mini3) != digests()
+
+
 def test_where_the_model_lies_is_each_nodes_own_matter(tmp_path: Path) -> None:
     assert digests(model=str(tmp_path / "a")) == digests(model=str(tmp_path / "elsewhere" / "b"))
     assert digests() == digests("models.smollm2-135m.source=/models/smollm2")

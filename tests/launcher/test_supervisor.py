@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +18,9 @@ from starlette.testclient import TestClient
 
 from config import Settings, load
 from launcher.admin import admin_routes
-from launcher.decide import Phase, Start, next_action
+from launcher.decide import Cause, Phase, Start, next_action
 from launcher.door import LeaderAddress
+from launcher.epoch import Times
 from launcher.hostfile import local_hostfile
 from launcher.logs import LogStream
 from launcher.nodes import Cluster
@@ -26,7 +28,7 @@ from launcher.probe import LOST_PATIENCE
 from launcher.starter import Launch
 from launcher.status import rendered, status_of, summary_of
 from launcher.supervisor import Supervisor
-from launcher.watch import WishView
+from launcher.watch import Fault, WishView
 from server.node.app import node_app
 
 
@@ -161,7 +163,7 @@ def test_a_request_for_another_model_waits_for_a_switch_under_way(supervisor: Su
 
 
 def test_the_status_names_all_nodes_before_anything_runs(supervisor: Supervisor) -> None:
-    supervisor._lookout.down["mini2"] = "ssh to mini2 fails"
+    supervisor._lookout._down["mini2"] = "ssh to mini2 fails"
     text = rendered(status_of(supervisor))
     assert all(name in text for name in ("mini1", "mini2", "master", "ssh to mini2 fails"))
 
@@ -183,7 +185,7 @@ def test_what_breaks_a_look_around_ends_the_launcher(
 
 
 def test_who_has_no_key_learns_no_host_and_no_login(supervisor: Supervisor) -> None:
-    supervisor._lookout.down["mini2"] = "ssh to operator@mini2 fails"
+    supervisor._lookout._down["mini2"] = "ssh to operator@mini2 fails"
     assert "operator@mini2" in str(status_of(supervisor))
     assert summary_of(supervisor) == {
         "state": "waiting",
@@ -326,6 +328,62 @@ def test_a_restart_takes_a_new_node_only_if_that_is_looked_for(
     assert ("mini3.test" in asked, set(supervisor.down)) == (
         (False, {"mini3"}) if is_busy else (True, set())
     )
+
+
+def ended(supervisor: Supervisor, order: Sequence[str], cause: Cause, node: str) -> Any:
+    """An epoch of these that has ended, by what happened on `node`."""
+    fault = Fault("on mini2: mini3 is not a node of nodes.yaml", node)
+    return SimpleNamespace(
+        ended=True,
+        number=2,
+        order=tuple(order),
+        members=supervisor.cluster.named(order),
+        cause=cause,
+        fault=fault,
+        asked_to_stop="",
+        times=Times(),
+    )
+
+
+@pytest.mark.parametrize("mended", ["files", "restart"])
+def test_a_new_node_with_which_no_ring_starts_is_left_out_until_somebody_mends_it(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, mended: str
+) -> None:
+    """The others go on as before, and none of them is blamed."""
+    monkeypatch.setattr("launcher.probe.why_no_login", lambda host, seconds: "")
+    four = ("mini1", "mini2", "master", "mini3")
+
+    async def live() -> None:
+        supervisor.history = replace(supervisor.history, ever_ready=True)
+        add_mini3(supervisor)
+        supervisor._use(supervisor._lookout.changed_files())
+        await supervisor._lookout.look_for(("mini1", "mini2", "master"))
+        assert not supervisor.down
+        supervisor.epoch = ended(supervisor, four, Cause.NEVER_STARTED, "mini2")
+        supervisor._notice_end()
+        await supervisor._lookout.find_lost()
+        assert list(supervisor.down) == ["mini3"]
+        assert "not a node of nodes.yaml" in supervisor.down["mini3"]
+        assert supervisor.records == {}
+        later = replace(supervisor._observed(), now=time.monotonic() + 1)
+        action = next_action(later, supervisor._policy)
+        assert isinstance(action, Start)
+        assert set(action.order) == {"mini1", "mini2", "master"}
+        if mended == "restart":
+            supervisor.restart()
+        else:
+            path = supervisor._starter._launch.folder / "cluster.yaml"
+            path.write_text("launcher: {backoff_max: 7}")
+            supervisor._use(supervisor._lookout.changed_files())
+        assert not supervisor.down
+        # Once it has served it is like any other.
+        supervisor._lookout.served(four)
+        supervisor.epoch = ended(supervisor, four, Cause.NEVER_STARTED, "mini2")
+        supervisor._notice_end()
+        assert not supervisor.down
+        assert list(supervisor.records) == ["mini2"]
+
+    asyncio.run(live())
 
 
 def test_nodes_are_looked_for_as_soon_as_somebody_is_silent(

@@ -69,8 +69,8 @@ def test_sections_and_nodes_that_are_configured_differently_are_named() -> None:
     shown = cards(config, 3)
     shown[2] = make_card(other, other.nodes_of(3)[2], 10**9, "f")
     assert fails(config, shown, lambda _: None) == (
-        "mini1 and master are configured differently in coordinator, network; "
-        "give all nodes the same files in config/."
+        "mini1 and master are configured differently in coordinator (config/cluster.yaml), "
+        "network (config/network.yaml); give all nodes the same files."
     )
 
 
