@@ -19,7 +19,7 @@ from config.nodes import NodeConfig, is_wildcard, node_by_rule
 from config.observe import ObserveConfig
 from config.section import DYNAMIC, Section
 from config.tls import TlsConfig
-from config.values import Auto, Count, Flag, Index, Moment, Name, Port, Seconds, Share, Text
+from config.values import Auto, Count, Flag, Index, Moment, Name, Part, Port, Seconds, Share, Text
 
 Named = TypeVar("Named", NodeConfig, ModelConfig)
 
@@ -39,6 +39,11 @@ class ClusterConfig(Section):
     )
     ranks: tuple[Name, ...] = Field(
         default=(), description="Node names in rank order, first layers first; empty: by node_id."
+    )
+    prefill_share: Part = Field(
+        default=0.5,
+        description="Share [0..1] of prompts (prefill) in the time that layers compute, for which planned "
+        "stages are balanced; the head of the last stage computes for output (decode) only. 0: decode alone.",
     )
 
 

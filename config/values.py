@@ -28,6 +28,7 @@ Port = Annotated[int, Strict(), Field(ge=1, le=65535)]
 Seconds = Annotated[float, Strict(), Field(ge=0.001, le=1e9)]
 Moment = Annotated[float, Strict(), Field(ge=0, le=1)]  # seconds
 Share = Annotated[float, Strict(), Field(gt=0, le=1)]
+Part = Annotated[float, Strict(), Field(ge=0, le=1)]  # a share that may be nothing
 Factor = Annotated[float, Strict(), Field(gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Strict(), Field(min_length=1)]
 Name = Annotated[str, Strict(), Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]

@@ -120,7 +120,7 @@ def place_layers(config: Config, meeting: Meeting, costs: ModelCosts) -> Plan:
         NodeResources(card.node, meeting.memory_bytes(rank), card.speed)
         for rank, card in enumerate(meeting.cards)
     ]
-    made = plan(costs, resources, explicit)
+    made = plan(costs, resources, explicit, prefill_share=config.cluster.prefill_share)
     for shard, stage in zip(shards or (), made.stages, strict=False):
         if shard.estimated_memory is not None and stage.parameter_bytes > shard.estimated_memory:
             log.warning(

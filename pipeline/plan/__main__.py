@@ -69,11 +69,15 @@ def _report(options: argparse.Namespace) -> str:
     )
     model = settings.config.model
     costs = open_checkpoint(settings.config, _say).costs()
-    result = plan(costs, nodes, explicit, reserve_tokens=options.reserve_tokens)
+    share = settings.config.cluster.prefill_share
+    result = plan(
+        costs, nodes, explicit, prefill_share=share, reserve_tokens=options.reserve_tokens
+    )
     if options.json:
         return as_json(result)
+    rule = f"balanced for a prefill_share of {share:g}" if explicit is None else "as configured"
     return (
-        f"{model.name or model.source}: {costs.num_layers} layers, "
+        f"{model.name or model.source}: {costs.num_layers} layers, {rule}, "
         f"{gigabytes(costs.total_bytes)} of parameters\n{render(result)}"
     )
 

@@ -44,7 +44,13 @@ class ModelCosts:
     `layer_work`: defaults to `layer_bytes`; less where only some experts are active.
     `last_work`: of norm and head, tied or not; defaults to `last_bytes`.  The embedding is a look-up: no work.
     `kv_bytes_per_token`: growth of the layer's caches; None if unknown.
-    `layer_seconds`, `last_seconds`: measured on a node of speed 1; used in place of work when given.
+    `layer_seconds`, `last_seconds`: of a decode step, measured on a node of speed 1; used in place of work when
+    given.
+
+    Prefill is taken to spend its time on the layers as a decode step does, and none on norm and head, which it
+    leaves out.  So it is where all layers are alike.  A chunk reads nearly all experts of a layer, but computes
+    with the active ones: layers with experts count the same beside dense ones in both.  What only rank 0 does
+    beside its layers (API, tokens, schedule) counts nowhere.
     """
 
     layer_bytes: tuple[int, ...]
@@ -92,16 +98,21 @@ class ModelCosts:
             return 0
         return tokens * sum(self.kv_bytes_per_token[layers.start : layers.end])
 
-    def time(self, layers: LayerRange) -> float:
-        """Cost of one decode step on a node of speed 1: seconds if measured, else bytes read."""
-        head = self._head if layers.end == self.num_layers else 0.0
-        return self._times[layers.end] - self._times[layers.start] + head
+    def prefill_time(self, layers: LayerRange) -> float:
+        """Cost of the layers on a node of speed 1: seconds if measured, else bytes that a decode step reads."""
+        return self._times[layers.end] - self._times[layers.start]
 
-    @property
-    def _head(self) -> float:
+    def head_time(self, layers: LayerRange) -> float:
+        """Cost, in the same unit, of what is behind the layers on the last stage: 0 on all others."""
+        if layers.end < self.num_layers:
+            return 0.0
         if self.layer_seconds is not None:
             return self.last_seconds
         return float(self.last_bytes if self.last_work is None else self.last_work)
+
+    def decode_time(self, layers: LayerRange) -> float:
+        """Cost of one decode step, in the same unit."""
+        return self.prefill_time(layers) + self.head_time(layers)
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -128,13 +139,14 @@ class NodeResources:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage.  `share` is its part of the time of a step that passes all stages, from 0 to 1."""
+    """One stage.  The parts are those of its time in the time of all stages, from 0 to 1."""
 
     node: str
     layers: LayerRange
     parameter_bytes: int
     kv_bytes_per_token: int | None
-    share: float
+    decode_part: float  # of a decode step
+    prefill_part: float  # of a prefill chunk
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,32 @@
-"""Contiguous layer ranges for nodes in a fixed order: exact, deterministic, pure."""
+"""Contiguous layer ranges for nodes in a fixed order: exact, deterministic, pure.
+
+What is balanced is a mix of prefill and decode.  Only decode steps compute the head, which with a large
+vocabulary takes as long as many layers.  Balanced for these alone, the last stage gets so few layers that it
+has little to do in prefill; balanced for prefill, it holds up every decode step.
+
+Of the time that layers compute, let w (`prefill_share`) be for prefill.  A stage whose layers take l, and h
+more for the head, then takes w * l for prefill and (1 - w) * (l + h) for decode steps.  Where steps of both
+kinds are under way, a stage that has less of one kind works off the other meanwhile, and the stage of the
+greatest sum is the slowest:
+
+    overlapped = max(w * l + (1 - w) * (l + h))
+
+Where there is one kind at a time, a single prompt or streams without new ones, each kind has a slowest stage:
+
+    apart = w * max(l) + (1 - w) * max(l + h)
+
+A real load lies between, and the plan is the best one for the mean of both.  With two stages this is the one
+of the least `overlapped`.  With more, all others share the layers that the last stage could take back, so
+that prefill gains little and decode steps lose much: where w is below 1 - 2 / stages and nodes are equal, the
+plan is the one for decode steps alone, as far as whole layers allow.
+
+P prompt tokens and O output tokens make w = P * p / (P * p + O * d), where p and d are what a layer takes for
+one of each: p of a chunk of many, and d of a decode step of B sequences a B-th.  d was 2.4 and 3.9 times
+p with 16 and 8 sequences (demo model on a CPU, by the step times in scripts/MEASURED.md); with 4, w is
+P / (P + 4 * O).  The default of 0.5 is for prompts that are four times as long as outputs: between chats (as
+long or shorter, with the turns before in the prefix cache) and documents, code and tools (ten times as long
+and more).
+"""
 
 from __future__ import annotations
 
@@ -17,18 +45,20 @@ def plan(
     nodes: Sequence[NodeResources],
     explicit: Sequence[LayerRange] | None = None,
     *,
+    prefill_share: float = 0.0,
     reserve_tokens: int = RESERVE_TOKENS,
 ) -> Plan:
     """Give each of `nodes` (in rank order) a range of layers.
 
-    Minimises the time of the slowest stage, then of the second slowest and so on, under the memory
-    limits; among equals, earlier nodes get more layers.  `explicit`, one range for each node, is
-    checked and obeyed instead.
+    Minimises what a mix takes in which layers compute for prefill for `prefill_share` [0..1] of their time, as
+    the text of this module has it: with 0 the slowest stage of a decode step, with 1 that of a chunk.  Among
+    equals the times of the stages are compared, from the slowest on, then earlier nodes get more layers.  All
+    under the memory limits.  `explicit`, one range for each node, is checked and obeyed instead.
 
     Raises PlanError if there is no such plan, with the bytes needed and available.
     """
     _check_nodes(costs, nodes)
-    fit = _Fit(costs, reserve_tokens)
+    fit = _Fit(costs, reserve_tokens, prefill_share)
     if explicit is not None:
         _check_explicit(costs, nodes, explicit)
         for node, layers in zip(nodes, explicit, strict=True):
@@ -50,10 +80,11 @@ def _check_nodes(costs: ModelCosts, nodes: Sequence[NodeResources]) -> None:
 
 
 class _Fit:
-    """Whether a stage fits into a node, and how long it takes there."""
+    """Whether a stage fits into a node, and how long it takes there for the mix."""
 
-    def __init__(self, costs: ModelCosts, reserve_tokens: int) -> None:
+    def __init__(self, costs: ModelCosts, reserve_tokens: int, prefill_share: float) -> None:
         self.costs, self.reserve_tokens = costs, reserve_tokens
+        self.decode_share = 1 - prefill_share
 
     def bytes_needed(self, layers: LayerRange) -> int:
         return self.costs.parameter_bytes(layers) + self.costs.kv_bytes(layers, self.reserve_tokens)
@@ -62,7 +93,16 @@ class _Fit:
         return node.memory_bytes is None or self.bytes_needed(layers) <= node.memory_bytes
 
     def seconds(self, node: NodeResources, layers: LayerRange) -> float:
-        return self.costs.time(layers) / node.speed
+        head = self.decode_share * self.costs.head_time(layers)
+        return (self.costs.prefill_time(layers) + head) / node.speed
+
+    def total(self, others: float, node: NodeResources, layers: LayerRange) -> float:
+        """What all stages take, `layers` being the last one and `others` the slowest time before it."""
+        overlapped = max(others, self.seconds(node, layers))
+        prefill = max(others, self.costs.prefill_time(layers) / node.speed)
+        decode = max(others, self.costs.decode_time(layers) / node.speed)
+        apart = prefill + self.decode_share * (decode - prefill)
+        return overlapped + apart
 
     def require(self, node: NodeResources, layers: LayerRange) -> None:
         if not self.fits(node, layers):
@@ -116,20 +156,22 @@ class _Partial(NamedTuple):
 
 
 def _best_ranges(fit: _Fit, nodes: Sequence[NodeResources]) -> list[LayerRange]:
-    """Dynamic programming over (nodes used, layers placed).
+    """Dynamic programming over (nodes used, layers placed), for all stages but the last.
 
     Adding the same stage to two partial plans keeps their order, so the best plan has the best
-    prefix.  A first run over the slowest time alone bounds the second, which compares all times.
+    prefix.  A first run over the slowest time alone says where the last stage may begin and bounds
+    the second, which compares all times.
     """
-    bound = _smallest_maximum(fit, nodes)
-    if bound is None:
+    last, num_layers = nodes[-1], fit.costs.num_layers
+    slowest = _best_starts(fit, nodes)
+    if not slowest:
         raise _no_room(fit, nodes)
-    last, num_layers = len(nodes), fit.costs.num_layers
+    bound = max(slowest.values())
     best: dict[int, _Partial] = {0: _Partial((), ())}
-    for rank, node in enumerate(nodes):
+    for rank, node in enumerate(nodes[:-1]):
         reached: dict[int, _Partial] = {}
         for start, partial in best.items():
-            for end in _ends(start, rank, last, num_layers):
+            for end in _ends(start, rank, len(nodes), num_layers):
                 layers = LayerRange(start, end)
                 time = fit.seconds(node, layers)
                 if time > bound or not fit.fits(node, layers):
@@ -138,34 +180,48 @@ def _best_ranges(fit: _Fit, nodes: Sequence[NodeResources]) -> list[LayerRange]:
                 if end not in reached or candidate < reached[end]:
                     reached[end] = candidate
         best = reached
+    rest = {start: LayerRange(start, num_layers) for start in slowest}
+    whole = min(
+        best[start].extended(fit.seconds(last, layers), len(layers))
+        for start, layers in rest.items()
+    )
     ranges, start = [], 0
-    for size in best[num_layers].negative_sizes:
+    for size in whole.negative_sizes:
         ranges.append(LayerRange(start, start - size))
         start -= size
     return ranges
 
 
-def _smallest_maximum(fit: _Fit, nodes: Sequence[NodeResources]) -> float | None:
-    """Time of the slowest stage in the best plan, None if no plan fits."""
-    last, num_layers = len(nodes), fit.costs.num_layers
+def _best_starts(fit: _Fit, nodes: Sequence[NodeResources]) -> dict[int, float]:
+    """Where the last stage begins in the best plans -> the least slowest time before it; {} if nothing fits."""
+    last, num_layers = nodes[-1], fit.costs.num_layers
+    slowest, totals = _slowest_before_the_last(fit, nodes), {}
+    for start, others in slowest.items():
+        layers = LayerRange(start, num_layers)
+        if fit.fits(last, layers):
+            totals[start] = fit.total(others, last, layers)
+    least = min(totals.values(), default=0.0)
+    return {start: slowest[start] for start, total in totals.items() if total == least}
+
+
+def _slowest_before_the_last(fit: _Fit, nodes: Sequence[NodeResources]) -> dict[int, float]:
+    """Where the last stage may begin -> the slowest time before it in the best plan for these layers."""
     best: dict[int, float] = {0: 0.0}
-    for rank, node in enumerate(nodes):
+    for rank, node in enumerate(nodes[:-1]):
         reached: dict[int, float] = {}
         for start, slowest in best.items():
-            for end in _ends(start, rank, last, num_layers):
+            for end in _ends(start, rank, len(nodes), fit.costs.num_layers):
                 layers = LayerRange(start, end)
                 if fit.fits(node, layers):
                     time = max(slowest, fit.seconds(node, layers))
                     reached[end] = min(time, reached.get(end, time))
         best = reached
-    return best.get(num_layers)
+    return best
 
 
 def _ends(start: int, rank: int, num_nodes: int, num_layers: int) -> range:
-    """Where the stage of `rank` may end: each later node needs a layer, and the last takes the rest."""
-    later = num_nodes - rank - 1
-    first = start + 1 if later else num_layers
-    return range(first, num_layers - later + 1)
+    """Where the stage of `rank`, which is not the last one, may end: each later node needs a layer."""
+    return range(start + 1, num_layers - (num_nodes - rank - 1) + 1)
 
 
 def _no_room(fit: _Fit, nodes: Sequence[NodeResources]) -> PlanError:
@@ -192,8 +248,9 @@ def _no_room(fit: _Fit, nodes: Sequence[NodeResources]) -> PlanError:
 def _describe(
     costs: ModelCosts, nodes: Sequence[NodeResources], ranges: Sequence[LayerRange]
 ) -> Plan:
-    times = [costs.time(layers) / node.speed for node, layers in zip(nodes, ranges, strict=True)]
-    total = sum(times) or 1.0
+    stages = list(zip(nodes, ranges, strict=True))
+    decode = _parts([costs.decode_time(layers) / node.speed for node, layers in stages])
+    prefill = _parts([costs.prefill_time(layers) / node.speed for node, layers in stages])
     known = costs.kv_bytes_per_token is not None
     return Plan(
         tuple(
@@ -202,11 +259,18 @@ def _describe(
                 layers=layers,
                 parameter_bytes=costs.parameter_bytes(layers),
                 kv_bytes_per_token=costs.kv_bytes(layers, 1) if known else None,
-                share=time / total,
+                decode_part=decode[rank],
+                prefill_part=prefill[rank],
             )
-            for node, layers, time in zip(nodes, ranges, times, strict=True)
+            for rank, (node, layers) in enumerate(stages)
         )
     )
+
+
+def _parts(times: Sequence[float]) -> list[float]:
+    """Of each in their sum."""
+    total = sum(times) or 1.0
+    return [time / total for time in times]
 
 
 def gigabytes(size: int) -> str:

@@ -7,7 +7,7 @@ import json
 from pipeline.plan.records import Plan
 from pipeline.plan.solver import gigabytes
 
-_HEADINGS = ("node", "layers", "count", "parameters", "time", "KV / 1k tokens")
+_HEADINGS = ("node", "layers", "count", "parameters", "decode", "prefill", "KV / 1k tokens")
 
 
 def render(plan: Plan) -> str:
@@ -18,7 +18,8 @@ def render(plan: Plan) -> str:
             str(stage.layers),
             str(len(stage.layers)),
             gigabytes(stage.parameter_bytes),
-            f"{stage.share:.1%}",
+            f"{stage.decode_part:.1%}",
+            f"{stage.prefill_part:.1%}",
             "unknown"
             if stage.kv_bytes_per_token is None
             else gigabytes(1000 * stage.kv_bytes_per_token),

@@ -17,6 +17,7 @@ def digests(*overrides: str, model: str | None = None) -> dict[str, str]:
     ("override", "section"),
     [
         ("cluster.ranks=[master]", "cluster"),
+        ("cluster.prefill_share=0", "cluster"),
         ("coordinator.port=8500", "coordinator"),
         ("coordinator.host=10.0.0.1", "coordinator"),
         ("api_gateway.port=8001", "api_gateway"),

@@ -74,6 +74,11 @@ def sentence(folder, environ=(), overrides=(), **short):
         ),
         (
             "cluster",
+            "cluster: {prefill_share: 50}\n",
+            "cluster.yaml line 1: cluster.prefill_share = 50: should be less than or equal to 1.",
+        ),
+        (
+            "cluster",
             "coordinator: {election_strategy: best}\n",
             "cluster.yaml line 1: coordinator.election_strategy = best: "
             "should be 'health_based', 'load_based', 'round_robin' or 'manual'.",

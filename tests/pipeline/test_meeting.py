@@ -12,7 +12,8 @@ import pytest
 from config import Config, load
 from pipeline.card import Card, make_card
 from pipeline.errors import ModelError
-from pipeline.meeting import Meeting, MeetingFailed, agree, meet
+from pipeline.meeting import Meeting, MeetingFailed, agree, meet, place_layers
+from pipeline.plan import LayerRange, ModelCosts
 
 Change = Callable[[dict[str, Any]], None]
 
@@ -140,6 +141,17 @@ def test_ranks_that_share_a_machine_share_its_memory() -> None:
     assert [apart.memory_bytes(rank) for rank in range(3)] == [10**9] * 3
     together = sit(config, cards(config, 3, machine="one"))
     assert [together.memory_bytes(rank) for rank in range(3)] == [10**9 // 3] * 3
+
+
+@pytest.mark.parametrize(
+    ("override", "end"), [("cluster.prefill_share=0", 19), ("cluster.prefill_share=1.0", 15)]
+)
+def test_stages_are_balanced_for_the_configured_share_of_prefill(override: str, end: int) -> None:
+    config = configured(override)
+    made = place_layers(
+        config, sit(config, cards(config, 2)), ModelCosts((100,) * 30, last_bytes=800)
+    )
+    assert made.ranges == (LayerRange(0, end), LayerRange(end, 30))
 
 
 def test_the_hostfile_of_the_ring_says_where_ranks_are(

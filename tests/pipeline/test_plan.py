@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import combinations, pairwise
+from typing import Any
 
 import mlx.core as mx
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from pipeline.plan import (
@@ -51,10 +52,46 @@ def test_a_faster_node_gets_more_layers() -> None:
     assert sizes(plan(ModelCosts((100,) * 28), nodes)) == [7, 7, 14]
 
 
+@pytest.mark.parametrize(
+    ("layers", "nodes", "sizes_by_share"),
+    [
+        (30, 2, {0.0: [19, 11], 0.25: [18, 12], 0.5: [17, 13], 0.75: [16, 14], 1.0: [15, 15]}),
+        (30, 3, {0.0: [13, 12, 5], 0.5: [12, 12, 6], 1.0: [10, 10, 10]}),
+        # All but the last would have 9 layers or, one each, 8: not worth twice the time of a decode step.
+        (64, 8, {0.0: [9] * 7 + [1], 0.5: [9] * 7 + [1], 1.0: [8] * 8}),
+    ],
+)
+def test_the_more_prefill_there_is_the_less_the_head_counts(
+    layers: int, nodes: int, sizes_by_share: dict[float, list[int]]
+) -> None:
+    costs = ModelCosts((100,) * layers, last_bytes=798)
+    equal = [NodeResources(f"n{rank}") for rank in range(nodes)]
+    found = {share: sizes(plan(costs, equal, prefill_share=share)) for share in sizes_by_share}
+    assert found == sizes_by_share
+
+
+def test_layers_that_differ_a_little_do_not_make_decode_steps_much_slower() -> None:
+    """The slowest mix would be a bit faster if the last node took layers from one that has larger ones."""
+    layers = tuple(100 + layer % 2 for layer in range(64))
+    eight = [NodeResources(f"n{rank}") for rank in range(8)]
+    result = plan(ModelCosts(layers, last_bytes=800), eight, prefill_share=0.25)
+    assert sizes(result)[-1] == 1
+
+
+def test_a_plan_says_how_decode_and_prefill_are_divided() -> None:
+    costs = ModelCosts((100,) * 4, last_bytes=100)
+    nodes = [NodeResources("a"), NodeResources("b", speed=2.0)]
+    result = plan(costs, nodes, ranges(0, 2, 4))
+    assert [stage.decode_part for stage in result.stages] == [200 / 350, 150 / 350]
+    assert [stage.prefill_part for stage in result.stages] == [200 / 300, 100 / 300]
+
+
 def test_measured_seconds_replace_bytes() -> None:
     costs = ModelCosts((100,) * 4, layer_seconds=(3.0, 1.0, 1.0, 1.0))
     assert sizes(plan(costs, THREE[:2])) == [1, 3]
-    assert sizes(plan(replace(costs, last_seconds=2.0), THREE[:2])) == [2, 2]
+    costs = replace(costs, last_seconds=2.0)
+    assert sizes(plan(costs, THREE[:2])) == [2, 2]
+    assert sizes(plan(costs, THREE[:2], prefill_share=1.0)) == [1, 3]
 
 
 def test_caches_count_for_memory() -> None:
@@ -147,7 +184,10 @@ def test_this_node_takes_its_share_of_the_configured_memory() -> None:
 
 # ---- against brute force
 
+# Whole numbers, and shares and speeds that are sums of powers of two: nothing is rounded.
 bytes_ = st.integers(0, 20)
+seconds = st.integers(1, 20).map(float)
+shares = st.integers(0, 8).map(lambda eighths: eighths / 8)
 
 
 @st.composite
@@ -167,7 +207,12 @@ def model_costs(draw: st.DrawFn) -> ModelCosts:
             )
             for size in draw(st.lists(bytes_, max_size=2))
         ),
+        last_work=draw(st.one_of(st.none(), bytes_)),
         kv_bytes_per_token=draw(kv),
+        layer_seconds=draw(
+            st.one_of(st.none(), st.lists(seconds, min_size=n, max_size=n).map(tuple))
+        ),
+        last_seconds=draw(seconds),
     )
 
 
@@ -178,6 +223,16 @@ node_lists = st.lists(
 ).map(lambda pairs: [NodeResources(f"n{i}", m, s) for i, (m, s) in enumerate(pairs)])
 
 RESERVE = 2
+
+# Where prefill and decode ask for different plans, and memory does not decide.
+heavy_heads = st.builds(
+    lambda layers, head: ModelCosts(tuple(layers), last_bytes=head),
+    st.lists(st.sampled_from([10, 11]), min_size=4, max_size=12),
+    st.integers(10, 60),
+)
+equal_nodes = st.integers(2, 4).map(lambda n: [NodeResources(f"n{i}") for i in range(n)])
+cases = st.one_of(st.tuples(model_costs(), node_lists), st.tuples(heavy_heads, equal_nodes))
+Case = tuple[ModelCosts, list[NodeResources]]
 
 
 def all_splits(num_layers: int, parts: int) -> Iterator[list[LayerRange]]:
@@ -193,25 +248,79 @@ def fits(costs: ModelCosts, nodes: list[NodeResources], split: list[LayerRange])
     )
 
 
-def quality(
+Quality = Callable[[ModelCosts, list[NodeResources], list[LayerRange], float], Any]
+
+
+def stage_times(
     costs: ModelCosts, nodes: list[NodeResources], split: list[LayerRange]
+) -> tuple[list[float], list[float]]:
+    """Of prefill and of a decode step on each stage, from the definition."""
+    layer_costs = costs.layer_seconds or costs.layer_bytes
+    head = costs.last_bytes if costs.last_work is None else costs.last_work
+    if costs.layer_seconds:
+        head = costs.last_seconds
+    work = [float(sum(layer_costs[layers.start : layers.end])) for layers in split]
+    with_head = [*work[:-1], work[-1] + head]
+    speeds = [node.speed for node in nodes]
+    return (
+        [time / speed for time, speed in zip(work, speeds, strict=True)],
+        [time / speed for time, speed in zip(with_head, speeds, strict=True)],
+    )
+
+
+def quality(
+    costs: ModelCosts, nodes: list[NodeResources], split: list[LayerRange], share: float
+) -> tuple[float, list[float], list[int]]:
+    """The mix overlapped and apart; its stages from the slowest on; sizes: smaller is better."""
+    prefill, decode = stage_times(costs, nodes, split)
+    mix = [share * p + (1 - share) * d for p, d in zip(prefill, decode, strict=True)]
+    apart = share * max(prefill) + (1 - share) * max(decode)
+    return max(mix) + apart, sorted(mix, reverse=True), [-len(layers) for layers in split]
+
+
+def quality_of_one_kind(
+    costs: ModelCosts, nodes: list[NodeResources], split: list[LayerRange], share: float
 ) -> tuple[list[float], list[int]]:
-    """Times from the slowest on, then sizes: smaller is better."""
-    times = [costs.time(layers) / node.speed for node, layers in zip(nodes, split, strict=True)]
+    """For shares of 0 and 1: the stages of that kind from the slowest on, then sizes."""
+    prefill, decode = stage_times(costs, nodes, split)
+    times = prefill if share else decode
     return sorted(times, reverse=True), [-len(layers) for layers in split]
 
 
-@given(costs=model_costs(), nodes=node_lists)
-def test_the_plan_is_the_best_of_all_that_fit(
-    costs: ModelCosts, nodes: list[NodeResources]
+def check_best(
+    costs: ModelCosts, nodes: list[NodeResources], share: float, quality: Quality
 ) -> None:
     feasible = [s for s in all_splits(costs.num_layers, len(nodes)) if fits(costs, nodes, s)]
     if not feasible:
         with pytest.raises(PlanError):
-            plan(costs, nodes, reserve_tokens=RESERVE)
+            plan(costs, nodes, prefill_share=share, reserve_tokens=RESERVE)
         return
-    found = list(plan(costs, nodes, reserve_tokens=RESERVE).ranges)
-    assert found == min(feasible, key=lambda split: quality(costs, nodes, split))
+    found = list(plan(costs, nodes, prefill_share=share, reserve_tokens=RESERVE).ranges)
+    assert found == min(feasible, key=lambda split: quality(costs, nodes, split, share))
+
+
+@given(case=cases, share=shares)
+def test_the_plan_is_the_best_of_all_that_fit(case: Case, share: float) -> None:
+    check_best(*case, share, quality)
+
+
+@given(case=cases, share=st.sampled_from([0.0, 1.0]))
+def test_one_kind_of_work_alone_has_no_slower_stage_than_needed(case: Case, share: float) -> None:
+    check_best(*case, share, quality_of_one_kind)
+
+
+@given(case=cases, two=st.tuples(shares, shares).map(sorted))
+def test_with_more_prefill_the_last_node_never_gets_fewer_layers(
+    case: Case, two: list[float]
+) -> None:
+    costs, nodes = case
+    try:
+        less, more = (
+            plan(costs, nodes, prefill_share=share, reserve_tokens=RESERVE) for share in two
+        )
+    except PlanError:
+        reject()
+    assert sizes(less)[-1] <= sizes(more)[-1]
 
 
 @given(costs=model_costs())

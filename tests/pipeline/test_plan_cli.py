@@ -38,6 +38,26 @@ def test_nodes_of_the_configuration(model: str, capsys: pytest.CaptureFixture[st
     assert layers(capsys.readouterr().out) == {"left": "0", "right": "1-3"}
 
 
+@pytest.mark.parametrize(
+    ("share", "rows"),
+    [
+        ("0", [["a", "0-2", "49.4%", "75.0%"], ["b", "3", "50.6%", "25.0%"]]),
+        ("1", [["a", "0-1", "32.9%", "50.0%"], ["b", "2-3", "67.1%", "50.0%"]]),
+    ],
+)
+def test_it_says_what_the_stages_are_balanced_for_and_what_comes_of_it(
+    share: str, rows: list[list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_folder(tmp_path / "tiny", LLAMA | {"vocab_size": 600})
+    setting = f"cluster.prefill_share={share}"
+    assert main(["--model", str(model), "--nodes", "a,b", "--set", setting]) == 0
+    title, headings, *lines = capsys.readouterr().out.splitlines()
+    assert f"balanced for a prefill_share of {share}," in title
+    assert headings.split()[4:6] == ["decode", "prefill"]
+    words = [line.split() for line in lines]
+    assert [[row[0], row[1], row[5], row[6]] for row in words] == rows
+
+
 def test_explicit_ranges_of_the_configuration(
     model: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -46,7 +66,9 @@ def test_explicit_ranges_of_the_configuration(
         "      left: {layers: [0, 2]}\n      right: {layers: [3, 3]}\n"
     )
     assert main(["--config", "config"]) == 0
-    assert layers(capsys.readouterr().out) == {"left": "0-2", "right": "3"}
+    output = capsys.readouterr().out
+    assert layers(output) == {"left": "0-2", "right": "3"}
+    assert "4 layers, as configured," in output
 
 
 @pytest.mark.parametrize(
