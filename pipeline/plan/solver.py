@@ -21,11 +21,10 @@ that prefill gains little and decode steps lose much: where w is below 1 - 2 / s
 plan is the one for decode steps alone, as far as whole layers allow.
 
 P prompt tokens and O output tokens make w = P * p / (P * p + O * d), where p and d are what a layer takes for
-one of each: p of a chunk of many, and d of a decode step of B sequences a B-th.  d was 2.4 and 3.9 times
-p with 16 and 8 sequences (demo model on a CPU, by the step times in scripts/MEASURED.md); with 4, w is
-P / (P + 4 * O).  The default of 0.5 is for prompts that are four times as long as outputs: between chats (as
-long or shorter, with the turns before in the prefix cache) and documents, code and tools (ten times as long
-and more).
+one of each: p of a chunk of many, and d of a decode step of B sequences a B-th.  d was 2.0, 2.9 and 4.9 times
+p with 16, 8 and 4 sequences (demo model on a CPU, see scripts/MEASURED.md); with 4, w is P / (P + 4 * O).
+The default of 0.5 is for prompts that are four times as long as outputs: between chats (as long or shorter,
+with the turns before in the prefix cache) and documents, code and tools (ten times as long and more).
 """
 
 from __future__ import annotations
