@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import Start
-from tests.cluster.harness import HOST, Cluster, Spec, taken
+from tests.cluster.harness import HOST, Cluster, Spec, taken, wait_until
 from tests.cluster.prompts import prompt
 
 PORTS_BY_RULE = [8100, 8101, 8102, 8200, 8201, 8202, 8300, 8301, 8302]
@@ -51,6 +51,8 @@ def test_without_mlx_launch_one_rank_serves_alone(
 
 
 def test_the_banner_tells_where_it_is_and_what_to_try(three: Cluster) -> None:
+    curl = f"curl {three.url}/v1/chat/completions"  # comes last, and a moment after it is ready
+    wait_until(lambda: curl in three.log, "the banner")
     lines = three.log.splitlines()
     [first] = [n for n, line in enumerate(lines) if f"is served on {three.url} by 3 ranks" in line]
     for rank, entry in enumerate(three.cluster()["ranks"]):
@@ -58,4 +60,3 @@ def test_the_banner_tells_where_it_is_and_what_to_try(three: Cluster) -> None:
         assert shown[:3] == ["rank", str(rank), f"n{rank}"]
         assert [int(shown[4]), int(shown[6])] == entry["layers"]["range"]
         assert float(shown[-2]) == pytest.approx(entry["parameter_bytes"] / 1e6, abs=0.1)
-    assert f"curl {three.url}/v1/chat/completions" in three.log
