@@ -38,8 +38,10 @@ def version_of(path: Path) -> Version | None:
 def read_private(path: Path) -> bytes:
     """The content.  Raises AccessError if it can't be read, is absurdly large, or others may read it."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise AccessError(f"{path}: is not a file, but something else of this name.")
             if status.st_mode & _OTHERS:
                 raise AccessError(
                     f"{path}: others than its owner may read or write it; run chmod 600 {path}."
@@ -49,6 +51,11 @@ def read_private(path: Path) -> bytes:
             return file.read()
     except OSError as error:
         raise AccessError(f"{path}: can't be read: {error.strerror}.") from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """As a named pipe would have it done, until somebody writes."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def write_private(path: Path, content: bytes) -> None:

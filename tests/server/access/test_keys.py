@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import stat
 import time
 from pathlib import Path
@@ -159,6 +160,14 @@ def test_a_file_that_others_can_read_is_refused(path: Path) -> None:
     path.chmod(0o640)
     with pytest.raises(AccessError, match="chmod 600"):
         KeyStore(path)
+
+
+def test_what_is_no_file_is_refused_and_not_waited_for(path: Path) -> None:
+    """A named pipe would be, until somebody writes to it."""
+    path.parent.mkdir()
+    os.mkfifo(path, 0o600)
+    with pytest.raises(AccessError, match=r"keys\.json: is not a file"):
+        read_keys(path)
 
 
 async def test_changes_at_the_same_time_are_all_kept(path: Path) -> None:
