@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_config
 
+from pipeline.checkpoint.containment import unreadable
 from pipeline.checkpoint.costs import kv_bytes_per_token, measure_costs
 from pipeline.checkpoint.header import files_of_tensors
 from pipeline.checkpoint.hub import HubRepository
@@ -211,14 +213,16 @@ class Checkpoint:
 
 def _is_folder(name: str) -> bool:
     """A hub id is owner/name; all else, and whatever exists, is a path."""
-    return Path(name).expanduser().exists() or name.count("/") != 1 or name[0] in "./~"
+    return os.path.exists(os.path.expanduser(name)) or name.count("/") != 1 or name[0] in "./~"
 
 
 def _read_config(path: Path) -> Config:
     file = path / "config.json"
     try:
         config = load_config(path)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise unreadable(file, error) from error
+    except ValueError as error:
         raise CheckpointError(f"{file} is not valid JSON ({error}); download it again.") from error
     except CONFIG_FAULTS as error:
         raise CheckpointError(f"{file} does not hold a JSON object; download it again.") from error

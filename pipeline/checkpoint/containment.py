@@ -41,6 +41,11 @@ def inside(folder: Path, name: str) -> Path:
     return path
 
 
+def unreadable(path: Path, error: OSError) -> CheckpointError:
+    """Of what the system does not let this user read; `path`: where `error` does not say which file."""
+    return CheckpointError(f"{error.filename or path} can't be read: {error.strerror or error}.")
+
+
 def foreign_weights(folder: Path) -> str | None:
     """The name of a file with weights in a form that is never read."""
     names = sorted(path.name for path in folder.iterdir() if path.suffix in FOREIGN)

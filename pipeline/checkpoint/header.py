@@ -16,6 +16,7 @@ from huggingface_hub import parse_local_safetensors_file_metadata
 from huggingface_hub.errors import SafetensorsParsingError
 from huggingface_hub.utils import SafetensorsFileMetadata
 
+from pipeline.checkpoint.containment import unreadable
 from pipeline.errors import CheckpointError
 
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little endian
@@ -57,7 +58,9 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         size = path.stat().st_size
-    except (SafetensorsParsingError, OSError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (SafetensorsParsingError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is not a readable safetensors file; copy or download it again."
         ) from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.checkpoint.containment import check_contained, foreign_weights
+from pipeline.checkpoint.containment import check_contained, foreign_weights, unreadable
 from pipeline.checkpoint.header import Header, read_header
 from pipeline.checkpoint.progress import Progress
 from pipeline.errors import CheckpointError, ModelNotFound
@@ -52,6 +52,13 @@ class Folder:
     def open(cls, name: str) -> Folder:
         """Raises ModelNotFound without such a folder, CheckpointError when its weights are not whole."""
         path = Path(name).expanduser()
+        try:
+            return cls._opened(name, path)
+        except OSError as error:
+            raise unreadable(path, error) from error
+
+    @classmethod
+    def _opened(cls, name: str, path: Path) -> Folder:
         if not path.is_dir():
             raise ModelNotFound(f"There is no model folder {name}; check the path.")
         check_contained(path)
@@ -98,7 +105,9 @@ def _weight_map(index: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(index.read_text())["weight_map"]
         return {str(tensor): str(file) for tensor, file in weight_map.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise unreadable(index, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{index} is not a valid index of weights; download it again."
         ) from error

@@ -17,6 +17,8 @@ from server.api.tokenizer import load_tokenizer
 from tests.cluster.tiny import tokenizer
 from tests.pipeline.tiny_models import LLAMA, make_folder
 
+NOBODY = 65534
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -121,6 +123,28 @@ def test_what_is_no_file(folder: Path) -> None:
     os.mkfifo(folder / "tokenizer.json")  # reading it would wait for ever
     with pytest.raises(CheckpointError, match="neither a file nor a folder"):
         check_contained(folder)
+
+
+def test_weights_that_can_not_be_read_are_not_taken_for_broken_ones(folder: Path) -> None:
+    path = next(folder.glob("model*.safetensors"))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CheckpointError, match=f"{path.name} can't be read: Is a directory"):
+        Checkpoint.open(folder)
+
+
+def test_a_folder_that_this_user_may_not_enter(folder: Path) -> None:
+    folder.chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(NOBODY)  # nothing keeps root out
+    try:
+        with pytest.raises(CheckpointError, match=r"can't be read: Permission denied\.$"):
+            Checkpoint.open(folder)
+    finally:
+        if is_root:
+            os.seteuid(0)
+        folder.chmod(0o700)
 
 
 def test_trusted_code_comes_from_the_folder_too(folder: Path, tmp_path: Path) -> None:
