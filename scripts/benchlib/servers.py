@@ -180,7 +180,8 @@ def descendants(pid: int) -> list[psutil.Process]:
 
 
 def role(process: psutil.Process) -> str:
-    """What a process of a LocalServer does: `mlx.launch`, `launcher`, `rank N`, or `server` when it is alone.
+    """What a process of a LocalServer does: `mlx.launch`, `launcher`, `rank N`, `standby N` where it was
+    begun as one that waits, or `server` when it is alone.
 
     Raises psutil.NoSuchProcess.
     """
@@ -190,7 +191,9 @@ def role(process: psutil.Process) -> str:
     if any("launcher.mlx_launch" in word or word.endswith("mlx.launch") for word in command):
         return "mlx.launch"
     rank = process.environ().get("MLX_RANK")
-    return "server" if rank is None else f"rank {rank}"
+    if rank is None:
+        return "server"
+    return f"standby {rank}" if "server.standby" in command else f"rank {rank}"
 
 
 def _end(processes: Sequence[psutil.Process], number: signal.Signals) -> None:

@@ -91,6 +91,7 @@ def test_a_server_that_ends_is_an_error_with_its_log(tmp_path: Path) -> None:
         (["-m", "launcher.mlx_launch", "--", "-m", "server"], {}, "mlx.launch"),
         (["/somewhere/mlx.launch", "-n", "2"], {}, "mlx.launch"),
         (["-m", "server"], {"MLX_RANK": "2"}, "rank 2"),
+        (["-m", "server.standby"], {"MLX_RANK": "2"}, "standby 2"),
         (["-m", "mlx_lm", "server"], {}, "server"),
     ],
 )
