@@ -86,14 +86,13 @@ class Engine:
     def stats(self) -> EngineStats:
         """A momentary view; the numbers may be one step apart."""
         scheduler, worker = self._scheduler, self._worker.stats
-        age = None if worker.last_step is None else time.monotonic() - worker.last_step
         return EngineStats(
             running=scheduler.running,
             waiting=scheduler.waiting,
             in_flight=scheduler.in_flight,
             groups=scheduler.groups,
             steps=worker.steps,
-            last_step_age=age,
+            last_step_age=None if worker.last_step is None else time.monotonic() - worker.last_step,
             busy=0.0 if self._busy_since is None else time.monotonic() - self._busy_since,
             generated_tokens=self._generated,
             prompt_tokens=self._prompted,

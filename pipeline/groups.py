@@ -21,7 +21,7 @@ class Between:
         """One more chunk."""
         self.chunks += 1
         self.longest = max(self.longest, seconds)
-        self.extra += seconds * waits
+        self.extra += seconds if waits else 0.0
 
     def merge(self, other: Between) -> None:
         """A member of another group comes; what went freely there adds to what goes freely here."""
@@ -118,12 +118,20 @@ class Groups:
         for group in self._groups.values():
             group.prefill.add(seconds, group.would_wait(most))
 
-    def send(self, group: Group, step: int) -> None:
-        """The group's next step goes out."""
+    def send(self, group: Group, step: int, hold: bool = False) -> tuple[int, ...]:
+        """The group's next step goes out; returns who takes part.
+
+        `hold`: newcomers don't, if there are others.
+        """
         self._groups[group.id] = self._groups.pop(group.id)
         group.in_flight, group.prefill = step, Between()
-        group.moved_in.clear()
-        group.started.update(group.members)
+        held = [s for s in group.members if s not in group.started] if hold else []
+        held = held if len(held) < len(group.members) else []
+        batch = [s for s in group.members if s not in held]
+        group.members = batch + held  # who comes later is behind who is there
+        group.moved_in.difference_update(batch)
+        group.started.update(batch)
+        return tuple(batch)
 
     def land(self, group: int) -> None:
         """The group's step has come back."""

@@ -342,8 +342,7 @@ class Scheduler:
         ready = self._groups.ready(late)
         if ready is None:
             return None
-        self._groups.send(ready, self._next_step)
-        return DecodeBatch(ready.id, tuple(ready.members))
+        return DecodeBatch(ready.id, self._groups.send(ready, self._next_step, hold=bool(late)))
 
     def _choose_chunks(self) -> tuple[PrefillBatch | None, tuple[Group, ...]]:
         """If it is the prompts' turn; if not, groups whose streams can't wait while the others might."""

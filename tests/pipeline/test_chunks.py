@@ -114,7 +114,7 @@ def test_chunks_that_are_chosen_one_after_the_other_are_as_fast(
         found = chunks.best(done, length, 512, others=chunks.cost.work(0, done))
         sizes.append(min(found, length - done))
     mine, planned = tuple(sizes), cut(cost, stages, 0, length, 512)
-    assert flow(cost, stages, 0, mine) <= 1.08 * flow(cost, stages, 0, planned)
+    assert flow(cost, stages, 0, mine) <= 1.15 * flow(cost, stages, 0, planned)
 
 
 def test_chunks_get_shorter_along_a_prompt_so_that_they_take_equal_times() -> None:

@@ -168,6 +168,29 @@ def test_what_a_member_has_waited_elsewhere_goes_with_it() -> None:
     assert target.prefill.chunks == 0
 
 
+def test_newcomers_are_left_out_while_others_need_a_token() -> None:
+    groups = groups_of(2)
+    [group] = groups.active
+    group.members += [7, 8]
+    groups.join(9)
+    assert groups.send(group, 1, hold=True) == (0, 1)
+    assert group.members == [0, 1, 7, 8, 9]
+    groups.land(group.id)
+    group.take(5, other := Group(1, [5], started={5}))
+    assert not other.members
+    assert groups.send(group, 2, hold=True) == (0, 1, 5)
+    assert group.members == [0, 1, 5, 7, 8, 9]  # the stages append who comes later
+    assert not group.moved_in
+    groups.land(group.id)
+    assert groups.send(group, 3) == (0, 1, 5, 7, 8, 9)
+
+
+def test_a_group_of_newcomers_goes_whole() -> None:
+    groups = groups_of(3, started=False)
+    [group] = groups.active
+    assert groups.send(group, 1, hold=True) == (0, 1, 2)
+
+
 # in the scheduler
 
 
