@@ -21,8 +21,8 @@ for ever: at most about m * F seconds, however many prompts come.
 No stream that has had a step waits for so long that its next token would come later than the bound on
 inter-token time allows.  Chunks may hold it up by the stall of the longest one (`stalls.longest_stall`: what
 goes freely), and by what each of the others takes in the slowest stage.  These seconds are predicted from those
-of earlier chunks.  Where such streams need a step while others had better wait, it goes with them alone: who has
-not had a step is left out.  Pure.
+of earlier chunks.  Where such streams need a step while others had better wait, it goes with them alone: who
+has not had a step is left out.  Pure.
 """
 
 from __future__ import annotations
