@@ -14,6 +14,7 @@ from config.program import INTERRUPTED, READER_GONE
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 120.0  # seconds; one imports MLX
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
 PROGRAM = "import sys; from config.program import run; sys.exit(run(lambda: {}))"
 
 # Started by another program of this project, which reads what they say until they end.
@@ -87,7 +88,7 @@ def test_another_pipe_that_breaks_is_a_fault() -> None:
 )
 def test_otherwise_the_status_is_its_own(work: str, status: int) -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", "import signal; " + PROGRAM.format(work)],
+        [sys.executable, "-c", INTERRUPTIBLE + PROGRAM.format(work)],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         timeout=DEADLINE,

@@ -11,8 +11,11 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 PROGRAM = """
-import sys
+import signal, sys
 from benchlib.options import run
+
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # which the tests may have to ignore
+    signal.signal(number, signal.SIG_DFL)
 
 class Server:
     def __enter__(self): pass
