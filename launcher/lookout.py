@@ -11,22 +11,20 @@ from launcher.probe import LostNodes, unreachable
 
 
 class Lookout:
-    """All methods belong to the event loop."""
+    """All methods belong to the event loop.
+
+    By the names of nodes, `down` says why they can't be reached, `refused` why they are left out all the same.
+    """
 
     def __init__(
         self, files: Files, cluster: Cluster, logs: LogStream, woken: Callable[[], None]
     ) -> None:
         """`woken` is called when something has changed."""
-        self._down: dict[str, str] = {}
+        self.down: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
         self._new: set[str] = set()  # they were added while this runs, and have not served yet
-        self._refused: dict[str, str] = {}
         self._files, self._cluster, self._logs, self._woken = files, cluster, logs, woken
         self._lost = LostNodes()
-
-    @property
-    def down(self) -> dict[str, str]:
-        """Why nodes can't be reached, or are left out until somebody mends their files, by name."""
-        return {**self._down, **self._refused}
 
     # the files
 
@@ -41,19 +39,19 @@ class Lookout:
     def files_for_now(self) -> Found | None:
         """Likewise, for a start that is to come now.  Raises one of `files.UNUSABLE`."""
         found = self._files.read()
-        self._refused = {}  # they may have been mended on their own disks
+        self.refused = {}  # they may have been mended on their own disks
         return self._taken_up(found, wanted=True)
 
     def _taken_up(self, found: Found | None, wanted: bool = False) -> Found | None:
         if found is None:
             return None
         known = {member.name for member in self._cluster.members}
-        self._cluster, self._refused = found.cluster, {}
+        self._cluster, self.refused = found.cluster, {}
         self._new |= {member.name for member in found.cluster.members} - known
         new = [m for m in found.cluster.members if m.name not in known and not m.is_local]
         if new and not (wanted and self._lost.search(new, patient=False)):
             # as long as `look_for` has not found it
-            self._down |= {member.name: "nobody has looked for it yet" for member in new}
+            self.down |= {member.name: "nobody has looked for it yet" for member in new}
         self._woken()
         nodes = ", ".join(member.name for member in found.cluster.members)
         self._logs.say("the configuration has changed on disk", "info", nodes=nodes)
@@ -64,9 +62,10 @@ class Lookout:
     # the nodes
 
     @property
-    def reachable(self) -> list[str]:
-        """As far as is known."""
-        return [m.name for m in self._cluster.members if m.name not in self.down]
+    def usable(self) -> list[str]:
+        """Those that a launch may include, as far as is known."""
+        out = {*self.down, *self.refused}
+        return [member.name for member in self._cluster.members if member.name not in out]
 
     def search(self, members: Sequence[Member]) -> None:
         """Of an epoch that breaks: who of them is still there is told by `find_lost`."""
@@ -87,24 +86,24 @@ class Lookout:
         """
         new = [name for name in nodes if name in self._new]
         for name in new:
-            self._refused[name] = f"with it the ranks could not start: {reason}"
+            self.refused[name] = reason
             self._logs.say("a new node is left out", "warning", name=name, reason=reason)
         return bool(new)
 
     async def find_lost(self) -> None:
         """Before the next launch is decided on."""
         lost = await self._lost.found()
-        self._are_down({**self._down, **lost})
+        self._are_down({**self.down, **lost})
 
     async def look_for(self, others: Sequence[str]) -> None:
         """All but these: those that take no part may be back, or gone."""
         members = [m for m in self._cluster.members if m.name not in others]
         found = await unreachable(members)
-        left = {n: w for n, w in self._down.items() if n not in [m.name for m in members]}
+        left = {n: w for n, w in self.down.items() if n not in [m.name for m in members]}
         self._are_down({**left, **found})
 
     def _are_down(self, down: dict[str, str]) -> None:
-        before, self._down = self._down, down
+        before, self.down = self.down, down
         if down.keys() != before.keys():
             self._woken()
         for name in down.keys() - before.keys():

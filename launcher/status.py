@@ -80,6 +80,7 @@ def _node(supervisor: Supervisor, name: str) -> Document:
         "heartbeat_age_s": rank.heartbeat_age if rank is not None else None,
         "reachable": name not in supervisor.down,
         "why": supervisor.down.get(name),
+        "refused": supervisor.refused.get(name),
         "failures": record.failures,
         "held_for_s": round(held, 1) if held > 0 else None,
     }
@@ -130,6 +131,8 @@ def _row(node: Document, leader: str | None) -> tuple[str, ...]:
     notes = []
     if not node["reachable"]:
         notes.append(node["why"] or "can't be reached")
+    if node["refused"]:
+        notes.append(f"left out: {node['refused']}")
     if node["held_for_s"] is not None:
         notes.append(f"kept out for {node['held_for_s']:.0f} s")
     if node["failures"]:

@@ -88,6 +88,11 @@ class Supervisor:
         """Why nodes can't be reached, by name."""
         return self._lookout.down
 
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Why the ranks could not start with new nodes, which are left out, by name."""
+        return self._lookout.refused
+
     # what operators ask for; all of it takes effect with the next decision
 
     def stop(self) -> None:
@@ -226,7 +231,7 @@ class Supervisor:
             if rank.node == name and rank.heartbeat_age is not None:
                 missed = rank.heartbeat_age / self.config.coordinator.health_check_interval - 1
         record = self.records.get(name, Record())
-        return Node(name, name not in self.down, record, max(0.0, missed))
+        return Node(name, name in self._lookout.usable, record, max(0.0, missed))
 
     def _start(self, order: Sequence[str]) -> None:
         self.waiting_for = ""
@@ -324,7 +329,7 @@ class Supervisor:
                 if self._calm_since() is not None:
                     self._lookout.heed(epoch.members, epoch.watch.is_suspicious(time.monotonic()))
                 self._grant(epoch)
-            self.standby.tend(time.monotonic(), self._calm_since(), self._lookout.reachable)
+            self.standby.tend(time.monotonic(), self._calm_since(), self._lookout.usable)
 
     def _calm_since(self) -> float | None:
         """Since when the epoch at hand serves; None if it does not, or not for long any more."""

@@ -166,6 +166,8 @@ def _note(known: Document) -> str:
     notes = []
     if not known.get("reachable", True):
         notes.append(known["why"] or "can't be reached")
+    if known.get("refused"):
+        notes.append(f"left out: {known['refused']}")
     if known.get("held_for_s") is not None:
         notes.append(f"kept out for {known['held_for_s']:.0f} s")
     if known.get("failures"):

@@ -163,7 +163,7 @@ def test_a_request_for_another_model_waits_for_a_switch_under_way(supervisor: Su
 
 
 def test_the_status_names_all_nodes_before_anything_runs(supervisor: Supervisor) -> None:
-    supervisor._lookout._down["mini2"] = "ssh to mini2 fails"
+    supervisor._lookout.down["mini2"] = "ssh to mini2 fails"
     text = rendered(status_of(supervisor))
     assert all(name in text for name in ("mini1", "mini2", "master", "ssh to mini2 fails"))
 
@@ -185,7 +185,7 @@ def test_what_breaks_a_look_around_ends_the_launcher(
 
 
 def test_who_has_no_key_learns_no_host_and_no_login(supervisor: Supervisor) -> None:
-    supervisor._lookout._down["mini2"] = "ssh to operator@mini2 fails"
+    supervisor._lookout.down["mini2"] = "ssh to operator@mini2 fails"
     assert "operator@mini2" in str(status_of(supervisor))
     assert summary_of(supervisor) == {
         "state": "waiting",
@@ -362,8 +362,8 @@ def test_a_new_node_with_which_no_ring_starts_is_left_out_until_somebody_mends_i
         supervisor.epoch = ended(supervisor, four, Cause.NEVER_STARTED, "mini2")
         supervisor._notice_end()
         await supervisor._lookout.find_lost()
-        assert list(supervisor.down) == ["mini3"]
-        assert "not a node of nodes.yaml" in supervisor.down["mini3"]
+        assert list(supervisor.refused) == ["mini3"]
+        assert "mini3 is not a node of nodes.yaml" in rendered(status_of(supervisor))
         assert supervisor.records == {}
         later = replace(supervisor._observed(), now=time.monotonic() + 1)
         action = next_action(later, supervisor._policy)
@@ -375,12 +375,12 @@ def test_a_new_node_with_which_no_ring_starts_is_left_out_until_somebody_mends_i
             path = supervisor._starter._launch.folder / "cluster.yaml"
             path.write_text("launcher: {backoff_max: 7}")
             supervisor._use(supervisor._lookout.changed_files())
-        assert not supervisor.down
+        assert not supervisor.refused
         # Once it has served it is like any other.
         supervisor._lookout.served(four)
         supervisor.epoch = ended(supervisor, four, Cause.NEVER_STARTED, "mini2")
         supervisor._notice_end()
-        assert not supervisor.down
+        assert not supervisor.refused
         assert list(supervisor.records) == ["mini2"]
 
     asyncio.run(live())

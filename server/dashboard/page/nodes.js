@@ -42,6 +42,7 @@ function layersOf(known) {
 function noteOf(known) {
   if (!known) return "";
   if (!known.reachable) return known.why ? `can't be reached: ${known.why}` : "can't be reached";
+  if (known.refused) return `left out: ${known.refused}`;
   if (known.held_for_s !== null) return `kept out for ${Math.ceil(known.held_for_s)} s`;
   return "";
 }
