@@ -166,10 +166,10 @@ class Pacing:
 
         The total varies less than its parts, and sizes close together tell no slope of a single stage.
         """
-        known = {batch: mean.stages for batch, mean in self._means.items() if mean.seen > 1}
-        if len(known) < 2:
-            return None
         if self._lines is None:
+            known = {batch: mean.stages for batch, mean in self._means.items() if mean.seen > 1}
+            if len(known) < 2:
+                return None
             variance = self.noise**2
             totals = {batch: sum(stages) for batch, stages in known.items()}
             fixed, slope = total = _possible(
