@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What several ranks on one machine take from each other: the same chunk of prefill, computed by more and more.
+"""What several ranks on one machine take from each other: one chunk of prefill, computed by more and more of them.
 
-    python scripts/bench_neighbours.py --model FOLDER --layers 4 --processes 1 2 4 8 --tokens 64 --behind 2000
+    python scripts/bench_neighbours.py --model FOLDER --layers 4 --processes 1 4 8 --tokens 16 64 --behind 2000
 
 Each process has the first layers of the model for itself, and computes the same chunk again and again; nothing
 is sent.  What a chunk takes longer with more of them at work is the machine's: its memory, caches, clock and
@@ -34,8 +34,10 @@ FEED = 128  # tokens of a chunk of what is before
 DEADLINE = 300.0  # seconds in which all have come as far as any
 
 COLUMNS = (
+    Column("tokens", "tokens", "d"),
     Column("processes", "processes", "d"),
     Column("chunk_ms", "a chunk, ms"),
+    Column("token_us", "a token, us", ".0f"),
     Column("slowest_ms", "slowest process, ms"),
     Column("cpu_ms", "CPU, ms"),
     Column("faults", "faults", ".0f"),
@@ -49,27 +51,27 @@ class Plan:
 
     model: Path
     layers: int
-    tokens: int
     behind: int
     seconds: float
-    counts: tuple[int, ...]  # of processes at work, one after the other
+    turns: tuple[
+        tuple[int, int], ...
+    ]  # tokens of a chunk, and processes at work; one after the other
 
 
 class Chunks:
     """A stage with `behind` tokens in its caches."""
 
     def __init__(self, plan: Plan) -> None:
-        self._plan = plan
         self._stage = Checkpoint.open(plan.model).load_stage(0, plan.layers)
         self._caches = self._stage.make_cache()
         for _ in range(plan.behind // FEED):
             self._run(FEED)
 
-    def once(self) -> None:
+    def once(self, tokens: int) -> None:
         """One chunk, of which nothing stays."""
-        self._run(self._plan.tokens)
+        self._run(tokens)
         for cache in self._caches:
-            cache.trim(self._plan.tokens)
+            cache.trim(tokens)
 
     def _run(self, tokens: int) -> None:
         output = self._stage(mx.arange(tokens, dtype=mx.int32)[None] % 1000, self._caches)
@@ -78,23 +80,24 @@ class Chunks:
 
 
 def work(number: int, plan: Plan, barrier: Any, results: Any) -> None:
-    """One process: a turn for each count, in which it works or waits."""
+    """One process, which works or waits in each turn."""
     chunks = Chunks(plan)
-    for count in plan.counts:
+    for turn in plan.turns:
+        tokens, count = turn
         barrier.wait(DEADLINE)
-        found = measured(chunks, plan.seconds) if number < count else None
+        found = measured(chunks, tokens, plan.seconds) if number < count else None
         barrier.wait(DEADLINE)
-        results.put((count, number, found))
+        results.put((turn, found))
 
 
-def measured(chunks: Chunks, seconds: float) -> tuple[float, float, float]:
+def measured(chunks: Chunks, tokens: int, seconds: float) -> tuple[float, float, float]:
     """Median seconds of a chunk, and what it takes on the average: CPU seconds and page faults."""
-    chunks.once()
+    chunks.once(tokens)
     times: list[float] = []
     cpu, faults = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     until = time.perf_counter() + seconds
     while (began := time.perf_counter()) < until:
-        chunks.once()
+        chunks.once(tokens)
         times.append(time.perf_counter() - began)
     cpu = time.process_time() - cpu
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
@@ -104,28 +107,31 @@ def measured(chunks: Chunks, seconds: float) -> tuple[float, float, float]:
 def one_round(args: argparse.Namespace, number: int) -> list[Row]:
     """All counts, with the same processes."""
     model = args.model.resolve() if args.model else ensure_demo_model()
-    counts = tuple(args.processes)
-    plan = Plan(model, args.layers, args.tokens, args.behind, args.seconds, counts)
+    turns = tuple((tokens, count) for tokens in args.tokens for count in args.processes)
+    plan = Plan(model, args.layers, args.behind, args.seconds, turns)
     context = get_context("spawn")
-    barrier, results = context.Barrier(max(counts)), context.Queue()
+    most = max(args.processes)
+    barrier, results = context.Barrier(most), context.Queue()
     processes = [
         context.Process(target=work, args=(n, plan, barrier, results), daemon=True)
-        for n in range(max(counts))
+        for n in range(most)
     ]
     for process in processes:
         process.start()
-    found = [results.get(timeout=DEADLINE) for _ in counts for _ in processes]
+    found = [results.get(timeout=DEADLINE) for _ in turns for _ in processes]
     for process in processes:
         process.join()
-    return [
-        row(count, [f for c, _, f in found if c == count and f is not None]) for count in counts
-    ]
+    return [row(turn, [f for t, f in found if t == turn and f is not None]) for turn in turns]
 
 
-def row(count: int, found: list[tuple[float, float, float]]) -> Row:
+def row(turn: tuple[int, int], found: list[tuple[float, float, float]]) -> Row:
+    tokens, count = turn
+    chunk = statistics.median(wall for wall, _, _ in found)
     return {
+        "tokens": tokens,
         "processes": count,
-        "chunk_ms": 1e3 * statistics.median(wall for wall, _, _ in found),
+        "chunk_ms": 1e3 * chunk,
+        "token_us": 1e6 * chunk / tokens,
         "slowest_ms": 1e3 * max(wall for wall, _, _ in found),
         "cpu_ms": 1e3 * statistics.median(cpu for _, cpu, _ in found),
         "faults": statistics.median(faults for _, _, faults in found),
@@ -134,11 +140,12 @@ def row(count: int, found: list[tuple[float, float, float]]) -> Row:
 
 def report(args: argparse.Namespace, rows: list[Row], of_what: str) -> None:
     """Show and write the results."""
-    summary = medians_by(rows, "processes")
+    summary = medians_by(rows, "tokens", "processes")
+    fewest = {row["tokens"]: row["chunk_ms"] for row in reversed(summary)}
     for line in summary:
-        line["inflation"] = line["chunk_ms"] / summary[0]["chunk_ms"]
+        line["inflation"] = line["chunk_ms"] / fewest[line["tokens"]]
     print(
-        f"\n{args.tokens} tokens behind {args.behind} in {args.layers} layers; {of_what}.\n\n"
+        f"\nChunks behind {args.behind} tokens in {args.layers} layers; {of_what}.\n\n"
         f"{table(COLUMNS, summary)}"
     )
     write_json(args, benchmark="neighbours", summary=summary, rounds=rows)
@@ -149,7 +156,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="an MLX model folder; default: the demo model")
     parser.add_argument("--layers", type=positive, default=4, help="the first ones; default: 4")
     parser.add_argument("--processes", type=positive, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--tokens", type=positive, default=64, help="of a chunk; default: 64")
+    parser.add_argument("--tokens", type=positive, nargs="+", default=[64], help="of a chunk")
     parser.add_argument("--behind", type=positive, default=2000, help="before it; default: 2000")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each count; default: 3")
     args = parse(parser)

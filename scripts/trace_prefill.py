@@ -42,6 +42,8 @@ from benchlib.stats import medians_by, ratio
 from benchlib.targets import OURS, Target
 from timeline import PYTHON, Event, read
 
+OUTPUT = 4  # tokens; one alone may be half a character, which nobody gets to see
+
 COLUMNS = (
     Column("ranks", "ranks", "d"),
     Column("tokens", "prompt", ".0f"),
@@ -125,7 +127,7 @@ def one_round(args: argparse.Namespace, number: int) -> list[Row]:
     setup = setup_of(args)
     prompts = PromptMaker.of_model(setup.model)
     requests = [
-        (length, Request(prompts.prompt(1000 * number + i, length), 1))
+        (length, Request(prompts.prompt(1000 * number + i, length), OUTPUT))
         for i, length in enumerate(args.lengths)
     ]
     rows: list[Row] = []
