@@ -18,7 +18,7 @@ from functools import partial
 import structlog
 
 from pipeline.delivery import Outbox, Outcome, RunningRequest
-from pipeline.engine_stats import EngineStats
+from pipeline.engine_stats import EngineStats, look
 from pipeline.errors import (
     EngineFault,
     EngineStopped,
@@ -58,6 +58,7 @@ class Engine:
         self._busy_since: float | None = None
         self._generated = self._prompted = 0
         self._outbox = Outbox()
+        self._latest: StepPlan | None = None
 
     # any thread
 
@@ -85,24 +86,8 @@ class Engine:
 
     def stats(self) -> EngineStats:
         """A momentary view; the numbers may be one step apart."""
-        scheduler, worker = self._scheduler, self._worker.stats
-        return EngineStats(
-            running=scheduler.running,
-            waiting=scheduler.waiting,
-            in_flight=scheduler.in_flight,
-            groups=scheduler.groups,
-            steps=worker.steps,
-            last_step_age=None if worker.last_step is None else time.monotonic() - worker.last_step,
-            busy=0.0 if self._busy_since is None else time.monotonic() - self._busy_since,
-            generated_tokens=self._generated,
-            prompt_tokens=self._prompted,
-            prefixes=scheduler.prefixes.stats,
-            memory=scheduler.memory_state,
-            choice=scheduler.pacing.choice,
-            limits=scheduler.limits,
-            postponed=scheduler.postponed,
-            kv_tokens=scheduler.kv_tokens,
-        )
+        worker = self._worker.stats
+        return look(self._scheduler, worker, self._busy_since, self._generated, self._prompted)
 
     @property
     def max_model_len(self) -> int | None:
@@ -144,6 +129,7 @@ class Engine:
                     self._start(plan)
                     self._take_arrived()
                 elif not self._take_arrived():
+                    self._foresee()
                     self._wait()
         except BaseException as error:
             self._close(partial(EngineFault, f"the engine failed: {error}"))
@@ -176,9 +162,19 @@ class Engine:
     def _start(self, plan: StepPlan) -> None:
         if not self._scheduler.in_flight > 1:
             self._last_progress = time.monotonic()
+        self._latest = plan
         result = self._worker.run(self._step(plan))
         if result is not None:
             self._absorb(result)
+
+    def _foresee(self) -> None:
+        """If the next step is likely to be the last one again, with new tokens, let it be prepared."""
+        scheduler, plan = self._scheduler, self._latest
+        if plan is None or not isinstance(plan.work, DecodeBatch):
+            return
+        everybody = scheduler.running == len(plan.work.sequences) and not scheduler.waiting
+        if everybody and scheduler.in_flight == 1:
+            self._worker.foresee(plan.id + 1, plan.work)
 
     def _step(self, plan: StepPlan) -> Step:
         return Step(

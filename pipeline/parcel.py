@@ -49,6 +49,12 @@ def unwrapped(parcel: mx.array, specs: Sequence[TensorSpec]) -> bytes:
     return bytes(memoryview(parcel)[:size])  # type: ignore[arg-type]
 
 
+def parcel_of(values: np.ndarray) -> bytes:
+    """What `unwrapped` gives for one array with these values."""
+    data = values.tobytes()
+    return data + bytes(_padding(len(data)))
+
+
 class Blank:
     """Arrays to build a graph on before what they hold has arrived.
 

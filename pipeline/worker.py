@@ -14,14 +14,16 @@ import mlx.core as mx
 import msgspec
 import structlog
 
+from pipeline.building import Builder, Built
 from pipeline.errors import EngineFault, FrameError
+from pipeline.foresight import Foresight
 from pipeline.frames import Decode, Frame, Goodbye, Prefill, Ready, Result, Step
 from pipeline.link import Links
 from pipeline.observer import StageObserver
 from pipeline.parcel import Blank, fits, unwrapped, wrapped
 from pipeline.ring import Ring, evaluate
 from pipeline.sampler import Sampler
-from pipeline.sequences import Caches, StageSequences, states
+from pipeline.sequences import StageSequences, states
 from pipeline.split import (
     ActivationFormat,
     Message,
@@ -29,9 +31,8 @@ from pipeline.split import (
     TensorSpec,
     flatten,
     pack,
-    unflatten,
-    unpack,
 )
+from pipeline.steps import DecodeBatch
 from pipeline.timeline import Activity, Timeline
 from pipeline.worker_stats import WorkerStats
 
@@ -79,7 +80,7 @@ class Worker:
         only when it is there.  That hides the time to get work to a GPU, and costs a spinning core meanwhile.
         `parcels`: let small hidden states travel in frames, unless `early`; the model must be lazy.
         """
-        self._stage, self._loops = stage, loops
+        self._loops = loops
         self._ring, self._links = ring, links
         self._sampler = sampler
         self._timeout = step_timeout
@@ -89,12 +90,16 @@ class Worker:
         self._next = (ring.rank + 1) % ring.size
         self._previous = (ring.rank - 1) % ring.size
         self.sequences = StageSequences(stage.make_cache)
+        self._builder = Builder(stage, self.sequences, loops, alone=ring.size == 1)
+        first = ring.rank == 0 and ring.size > 1 and loops == 1
+        self._foresight = Foresight(stage, self.sequences) if first and self._parcels else None
         self.stats = WorkerStats(peak_memory=mx.get_peak_memory())
         mx.reset_peak_memory()  # loading is no sign of what steps take
         self.observer: StageObserver | None = None
         self.timeline: Timeline | None = None  # set it to record one; any thread may
         self._began = self._computed = 0.0  # time.monotonic() of the step at hand
         self._waited = 0.0  # seconds of it
+        self._ahead = 0.0  # seconds in which it was built before
         self._unsettled: dict[int, int] = {}  # by group: decode steps since its caches were settled
 
     # the loop of every rank but the first
@@ -133,9 +138,10 @@ class Worker:
         """
         self._began, self._waited = time.monotonic(), 0.0
         self.stats.hung_at = self._began + self._timeout
+        built = self._foresight.take(step) if self._foresight is not None else None
         if step.loop == 0:
             self._change(step)
-        result = self._pass_on(step) if step.work is None else self._forward(step, step.work)
+        result = self._pass_on(step) if step.work is None else self._forward(step, step.work, built)
         self.stats.steps += 1
         self.stats.last_step = time.monotonic()
         if self.observer is not None:
@@ -178,27 +184,26 @@ class Worker:
         self._require_links().outbound.send(step, self._timeout)
         return None
 
-    def _forward(self, step: Step, work: Prefill | Decode) -> Result | None:
+    def foresee(self, step: int, work: DecodeBatch) -> None:
+        """Prepare step `step`, which is likely to be `work`, while there is nothing else to do."""
+        if self._foresight is not None:
+            began = time.monotonic()
+            if self._foresight.foresee(work.group, work.sequences) and self.timeline is not None:
+                self.timeline.add("build", began, step)
+
+    def _forward(self, step: Step, work: Prefill | Decode, built: Built | None) -> Result | None:
         expected = self._expect(step)
         if isinstance(work, Decode):
             lengths = [1] * len(work.sequences)
-            caches = self.sequences.batch(work.group, work.sequences)
-            tokens = mx.array(work.tokens, mx.int32)[:, None]
         else:
             lengths = [len(tokens) for tokens in work.tokens]
-            caches = self._side_by_side(work, lengths)
-            tokens = _padded(work.tokens)
+        if built is None:
+            received = None if expected is None else expected.arrays
+            built = self._builder.build(step, lengths, received)
+        self._ahead = built.seconds
         if step.loop == 0:
             self.sequences.advance(work.sequences, lengths)
-        inputs: mx.array | Message = tokens
-        if expected is not None:
-            inputs = unflatten(tokens, *unpack(step.tensors, expected.arrays))
-        output = self._stage(inputs, caches, step.loop)
-        loop = step.loop
-        if self._ring.size == 1:
-            while isinstance(output, Message):
-                loop += 1
-                output = self._stage(output, caches, loop)
+        caches, output = built.caches, built.output
         if isinstance(work, Prefill) and len(work.sequences) > 1:
             caches = self.sequences.part(work.sequences, caches)
         settle = self._must_settle(work)
@@ -209,15 +214,6 @@ class Worker:
             self._hand_on(step, output, expected, also)
             return None
         return self._finish(step, work, output, expected, also)
-
-    def _side_by_side(self, work: Prefill, lengths: list[int]) -> Caches:
-        """Caches for chunks of one prompt, or of several."""
-        if len(work.sequences) == 1:
-            return self.sequences.single(work.sequences[0])
-        # A chunk of a model that loops is in some of the caches after the first loop, in others later.
-        if self._loops > 1:
-            raise FrameError(f"{work.sequences} are to be prefilled together, but the model loops")
-        return self.sequences.join(work.sequences, lengths)
 
     def _must_settle(self, work: Prefill | Decode) -> bool:
         """Counted per group: groups that take turns would never meet a count over all steps."""
@@ -316,8 +312,8 @@ class Worker:
         self._mark("compute", started, step)
         self.stats.compute_seconds += self._computed - started
         # All that keeps this stage from the next step, building the graph included.
-        took = self._computed - self._began - self._waited
-        memory = max(before.memory, self._memory_used())
+        took = self._computed - self._began - self._waited + self._ahead
+        memory = max(before.memory, self.stats.memory_used(self.memory_bytes))
         return Ready(step.id, (*before.seconds, took), memory)
 
     def _enqueue(self, step: Step, outputs: list[mx.array], also: list[Any], send: bool) -> float:
@@ -371,17 +367,6 @@ class Worker:
         self._mark("wait", started, step)
         return now
 
-    def _memory_used(self) -> float:
-        """The part of this rank's share that was in use at most; frees what MLX only holds back for later."""
-        peak = mx.get_peak_memory()
-        self.stats.peak_memory = max(self.stats.peak_memory, peak)
-        if not self.memory_bytes:
-            return 0.0
-        mx.reset_peak_memory()
-        if peak + mx.get_cache_memory() > self.memory_bytes:
-            mx.clear_cache()
-        return peak / self.memory_bytes
-
     def _mark(self, activity: Activity, start: float, step: Step) -> None:
         timeline = self.timeline  # another thread may take it away
         if timeline is not None:
@@ -391,9 +376,3 @@ class Worker:
         if self._links is None:
             raise EngineFault("a ring of one rank has no links")
         return self._links
-
-
-def _padded(rows: tuple[tuple[int, ...], ...]) -> mx.array:
-    """Token ids [B, L]; what is behind the end of a row has no effect on it."""
-    longest = max(map(len, rows))
-    return mx.array([[*row, *[0] * (longest - len(row))] for row in rows], mx.int32)

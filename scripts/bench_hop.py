@@ -7,8 +7,9 @@ All ranks run on this machine.  The time of a token is the one from step to step
 ranks take longer than one, over the number of hops, is the time of a hop.  What the layers take may differ by
 more than that from run to run, so that it is looked at without them, too: `between` is the time of a step in
 which no stage computes it, from the end of `compute` on one stage to its begin on the next, and from the last
-one until rank 0 has the result.  Stages build their graphs while those before them compute.  Below, the way of
-a step: when each stage began and ended what it did for it, counted from when the scheduler began to choose it.
+one until rank 0 has the result.  Stages build their graphs while those before them compute, and the first one
+while it waits for the result before.  Below, the way of a step: when each stage began and ended what it did for
+it, counted from when the scheduler began to choose it.
 """
 
 from __future__ import annotations
@@ -65,9 +66,14 @@ def steps_of(events: Sequence[Event]) -> list[list[Event]]:
     return computed[int(WARM_UP * len(computed)) :]
 
 
+def begin_of(spans: Sequence[Event]) -> float:
+    """When the scheduler began to choose the step; rank 0 may have built its graph before."""
+    return next(float(span["ts"]) for span in spans if span["name"] == "choose")
+
+
 def token_us(steps: Sequence[Sequence[Event]]) -> float:
     """Median time from one step to the next."""
-    begins = [float(spans[0]["ts"]) for spans in steps]
+    begins = [begin_of(spans) for spans in steps]
     return statistics.median(after - before for before, after in pairwise(begins))
 
 
@@ -75,7 +81,7 @@ def way_of(steps: Sequence[Sequence[Event]]) -> list[Row]:
     """When each stage did what, in the order of time: medians."""
     times: dict[tuple[int, str, int], list[tuple[float, float]]] = {}
     for spans in steps:
-        origin, seen = spans[0]["ts"], Counter[tuple[int, str]]()
+        origin, seen = begin_of(spans), Counter[tuple[int, str]]()
         for span in spans:
             kind = (span["pid"], span["name"])
             begin = span["ts"] - origin

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What several ranks on one machine take from each other: one chunk of prefill, computed by more and more of them.
+"""What ranks on one machine take from each other: one chunk of prefill, computed by more and more of them.
 
     python scripts/bench_neighbours.py --model FOLDER --layers 4 --processes 1 4 8 --tokens 16 64 --behind 2000
 
