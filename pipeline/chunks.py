@@ -35,6 +35,8 @@ LEAST_SECONDS = 1e-12  # p
 MOST_ATTENTION = 1 / 128  # q / p: above that of any model
 UNSEEN_PAIRS = 16.0 * 1024  # what chunks have to go beyond, in pairs of tokens, for q to show
 PRIOR = 0.05  # weight of these, against everything measured
+STEP = 0.25  # weight of decode steps, as if so many chunks had been one token; times vary in proportion
+STEP_MEMORY = 0.9  # weight of what was known before each of them
 MEMORY = 0.95  # weight of what was known before each chunk
 OUTLIER = 2.0  # a chunk counts as at most so many times what was expected: machines pause
 EXPECTED = 4.0  # chunks from which on something is expected
@@ -78,6 +80,9 @@ class ChunkSizes:
         # Decaying sums over chunks: products of 1, tokens and pairs with each other, and with seconds.
         self._products = np.zeros((3, 3))
         self._seconds = np.zeros(3)
+        self._step: tuple[float, float] | None = (
+            None  # seconds and pairs of one token: running means
+        )
         self._cost: Cost | None = None  # None: to be found
 
     def observe(self, tokens: int, seconds: float, attended: float = 0.0) -> None:
@@ -89,6 +94,17 @@ class ChunkSizes:
             seconds = min(seconds, OUTLIER * expected)
         self._products = MEMORY * self._products + np.outer(sizes, sizes)
         self._seconds = MEMORY * self._seconds + seconds * sizes
+        self._cost = None
+
+    def observe_step(self, seconds: float, attended: float) -> None:
+        """A decode step of one sequence, a chunk of one token, took the slowest stage so long."""
+        old = self._step or (seconds, attended)
+        if self._step is not None:
+            seconds = min(seconds, OUTLIER * old[0])
+        self._step = (
+            STEP_MEMORY * old[0] + (1 - STEP_MEMORY) * seconds,
+            STEP_MEMORY * old[1] + (1 - STEP_MEMORY) * attended,
+        )
         self._cost = None
 
     @property
@@ -107,16 +123,23 @@ class ChunkSizes:
         """Least squares without negative parts.
 
         A ridge pulls f towards FIXED_TOKENS * p, as chunks of one size don't tell, and q towards 0, as short
-        prompts don't.  Chunks of one time, as they are made here, don't tell either: what they leave open is f.
+        prompts don't.  Chunks of one time, as they are made here, don't tell either: what they leave open is f,
+        which is most of a decode step of one sequence.
         """
         if not self.measured:
             return Cost(FIXED_TOKENS, 1.0)
         usual = np.array([1.0, -FIXED_TOKENS, 0.0])
         unseen = np.array([0.0, 0.0, UNSEEN_PAIRS])
         ridge = np.outer(usual, usual) + np.outer(unseen, unseen)
-        fixed, token, pair = _least_squares(
-            self._products + PRIOR * self._products[0, 0] * ridge, self._seconds
-        )
+        count = self._products[0, 0]
+        products, seconds = self._products + PRIOR * count * ridge, self._seconds
+        if self._step is not None and self._step[0] > 0:
+            took, attended = self._step
+            sizes = np.array([1.0, 1.0, attended])
+            weight = STEP * count * (self._seconds[0] / count / took) ** 2
+            products = products + weight * np.outer(sizes, sizes)
+            seconds = seconds + weight * took * sizes
+        fixed, token, pair = _least_squares(products, seconds)
         # A larger chunk may take no longer than a small one: as if there was a little for each token.
         token = max(token, fixed / LARGEST_FIXED, LEAST_SECONDS)
         return Cost(fixed, token, min(pair, MOST_ATTENTION * token))

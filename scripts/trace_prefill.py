@@ -42,8 +42,6 @@ from benchlib.stats import medians_by, ratio
 from benchlib.targets import OURS, Target
 from timeline import PYTHON, Event, read
 
-OUTPUT = 4  # tokens; one alone may be half a character, which nobody gets to see
-
 COLUMNS = (
     Column("ranks", "ranks", "d"),
     Column("tokens", "prompt", ".0f"),
@@ -83,9 +81,10 @@ async def send(server: LocalServer, requests: Sequence[tuple[int, Request]]) -> 
         for length, request in requests:
             origin = time.time() - time.perf_counter()
             outcome = await client.run(request)
-            if outcome.error is not None or not outcome.arrivals:
-                raise server.failed(f"no first token: {outcome.error or 'no text'}")
-            begin, end = origin + outcome.sent, origin + outcome.arrivals[0]
+            if outcome.error is not None:
+                raise server.failed(f"no first token: {outcome.error}")
+            # Not its text: one token alone may be half a character.
+            begin, end = origin + outcome.sent, origin + outcome.ended
             sent.append(Prompt(length, outcome.prompt_tokens, begin, end))
             say(f"  {outcome.prompt_tokens} tokens: {end - begin:.2f} s")
     return sent
@@ -127,7 +126,7 @@ def one_round(args: argparse.Namespace, number: int) -> list[Row]:
     setup = setup_of(args)
     prompts = PromptMaker.of_model(setup.model)
     requests = [
-        (length, Request(prompts.prompt(1000 * number + i, length), OUTPUT))
+        (length, Request(prompts.prompt(1000 * number + i, length), 1))
         for i, length in enumerate(args.lengths)
     ]
     rows: list[Row] = []

@@ -173,6 +173,18 @@ def test_what_a_chunk_costs_beside_its_tokens_is_found(fixed: float, sizes: list
     assert chunks.fixed_tokens() == pytest.approx(fixed, abs=0.35 * spread)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_decode_steps_tell_what_chunks_of_one_time_leave_open(seed: int) -> None:
+    cost, stages, r = Cost(20.0, 1.0, 1 / 600), 4, random.Random(seed)
+    chunks = ChunkSizes(stages)
+    spans = prompt_of(cut(cost, stages, 0, 5900, 128))
+    for number in range(8):
+        chunks.observe_step((cost.fixed + cost.work(number, 1)) * r.gauss(1.0, 0.1), number)
+    for start, size in spans:
+        chunks.observe(size, seconds(cost, start, size) * r.gauss(1.0, 0.1), pairs(start, size))
+        assert 0.7 * cost.fixed < chunks.cost.fixed < 1.4 * cost.fixed
+
+
 def test_of_one_size_only_the_usual_is_assumed() -> None:
     assert ChunkSizes(4).fixed_tokens() == FIXED_TOKENS
     usual = measured(4, Cost(3.0, 0.1), [128] * 50).fixed_tokens()
