@@ -37,6 +37,7 @@ UNSEEN_PAIRS = 16.0 * 1024  # what chunks have to go beyond, in pairs of tokens,
 PRIOR = 0.05  # weight of these, against everything measured
 STEP = 0.25  # weight of decode steps, as if so many chunks had been one token; times vary in proportion
 STEP_MEMORY = 0.9  # weight of what was known before each of them
+STEP_OUTLIER = 1.1  # one counts as at most so many times what was known: the least is looked for
 MEMORY = 0.95  # weight of what was known before each chunk
 OUTLIER = 2.0  # a chunk counts as at most so many times what was expected: machines pause
 EXPECTED = 4.0  # chunks from which on something is expected
@@ -80,9 +81,9 @@ class ChunkSizes:
         # Decaying sums over chunks: products of 1, tokens and pairs with each other, and with seconds.
         self._products = np.zeros((3, 3))
         self._seconds = np.zeros(3)
-        self._step: tuple[float, float] | None = (
-            None  # seconds and pairs of one token: running means
-        )
+        # Running means over decode steps of one sequence: seconds, and tokens before it.
+        self._step: tuple[float, float] | None = None
+        self._steps = 0
         self._cost: Cost | None = None  # None: to be found
 
     def observe(self, tokens: int, seconds: float, attended: float = 0.0) -> None:
@@ -97,13 +98,18 @@ class ChunkSizes:
         self._cost = None
 
     def observe_step(self, seconds: float, attended: float) -> None:
-        """A decode step of one sequence, a chunk of one token, took the slowest stage so long."""
-        old = self._step or (seconds, attended)
-        if self._step is not None:
-            seconds = min(seconds, OUTLIER * old[0])
+        """A decode step of one sequence, behind `attended` tokens, took the slowest stage `seconds`.
+
+        The first one is not counted: it compiles.
+        """
+        self._steps += 1
+        if self._steps == 1:
+            return
+        before, attended_before = self._step or (seconds, attended)
+        seconds = min(seconds, STEP_OUTLIER * before)
         self._step = (
-            STEP_MEMORY * old[0] + (1 - STEP_MEMORY) * seconds,
-            STEP_MEMORY * old[1] + (1 - STEP_MEMORY) * attended,
+            before + (1 - STEP_MEMORY) * (seconds - before),
+            attended_before + (1 - STEP_MEMORY) * (attended - attended_before),
         )
         self._cost = None
 
@@ -123,23 +129,25 @@ class ChunkSizes:
         """Least squares without negative parts.
 
         A ridge pulls f towards FIXED_TOKENS * p, as chunks of one size don't tell, and q towards 0, as short
-        prompts don't.  Chunks of one time, as they are made here, don't tell either: what they leave open is f,
-        which is most of a decode step of one sequence.
+        prompts don't.  Chunks of one time, as they are made here, don't tell either: what they leave open is f.
+        Then a chunk of one token takes at least what a decode step of one sequence does.
         """
         if not self.measured:
             return Cost(FIXED_TOKENS, 1.0)
         usual = np.array([1.0, -FIXED_TOKENS, 0.0])
         unseen = np.array([0.0, 0.0, UNSEEN_PAIRS])
         ridge = np.outer(usual, usual) + np.outer(unseen, unseen)
-        count = self._products[0, 0]
-        products, seconds = self._products + PRIOR * count * ridge, self._seconds
+        products = self._products + PRIOR * self._products[0, 0] * ridge
+        found = _least_squares(products, self._seconds)
         if self._step is not None and self._step[0] > 0:
             took, attended = self._step
             sizes = np.array([1.0, 1.0, attended])
-            weight = STEP * count * (self._seconds[0] / count / took) ** 2
-            products = products + weight * np.outer(sizes, sizes)
-            seconds = seconds + weight * took * sizes
-        fixed, token, pair = _least_squares(products, seconds)
+            if sizes @ found < took:
+                # As many as STEP says, each as much more exact as it is shorter than a chunk.
+                weight = STEP * self._seconds[0] ** 2 / self._products[0, 0] / took**2
+                products = products + weight * np.outer(sizes, sizes)
+                found = _least_squares(products, self._seconds + weight * took * sizes)
+        fixed, token, pair = found
         # A larger chunk may take no longer than a small one: as if there was a little for each token.
         token = max(token, fixed / LARGEST_FIXED, LEAST_SECONDS)
         return Cost(fixed, token, min(pair, MOST_ATTENTION * token))

@@ -202,10 +202,17 @@ class Scheduler:
             self._groups.land(plan.work.group)
             if seconds:
                 self.pacing.observe(len(plan.work.sequences), seconds)
+                self._observe_alone(plan.work.sequences, seconds)
             self._groups.rebalance()
         elif plan.work is not None and seconds:
             self.pacing.observe_prefill(plan.work.tokens, seconds, plan.work.attended)
         return plan
+
+    def _observe_alone(self, sequences: tuple[int, ...], seconds: tuple[float, ...]) -> None:
+        """A step of one sequence is a chunk of one token, except on the last stage, which has the head."""
+        one = self._running.get(sequences[0])
+        if one is not None and len(sequences) == 1 and len(seconds) > 1:
+            self.pacing.chunks.observe_step(max(seconds[:-1]), one.held)
 
     # choice
 

@@ -164,7 +164,9 @@ def test_a_pause_of_the_machine_counts_little() -> None:
 
 @given(
     st.floats(0.0, 3000.0),
-    st.lists(st.integers(1, 4096), min_size=40, max_size=60).filter(lambda c: len(set(c)) > 8),
+    st.lists(st.integers(1, 4096), min_size=40, max_size=60).filter(
+        lambda c: len(set(c)) > len(c) // 2
+    ),
 )
 @settings(deadline=None)
 def test_what_a_chunk_costs_beside_its_tokens_is_found(fixed: float, sizes: list[int]) -> None:
@@ -178,11 +180,25 @@ def test_decode_steps_tell_what_chunks_of_one_time_leave_open(seed: int) -> None
     cost, stages, r = Cost(20.0, 1.0, 1 / 600), 4, random.Random(seed)
     chunks = ChunkSizes(stages)
     spans = prompt_of(cut(cost, stages, 0, 5900, 128))
-    for number in range(8):
+    for number in range(9):
         chunks.observe_step((cost.fixed + cost.work(number, 1)) * r.gauss(1.0, 0.1), number)
     for start, size in spans:
         chunks.observe(size, seconds(cost, start, size) * r.gauss(1.0, 0.1), pairs(start, size))
-        assert 0.7 * cost.fixed < chunks.cost.fixed < 1.4 * cost.fixed
+        assert chunks.cost.fixed > 0.7 * cost.fixed
+
+
+def test_chunks_may_cost_more_beside_their_tokens_than_decode_steps_take() -> None:
+    cost = Cost(16.0, 1.0)
+    chunks = measured(4, cost, [16, 32, 64, 128] * 4)
+    for _ in range(3):
+        chunks.observe_step(2.0, 0.0)
+    assert chunks.cost.fixed == pytest.approx(cost.fixed, rel=0.05)
+
+
+def test_a_first_step_that_compiles_counts_nothing() -> None:
+    chunks = measured(4, Cost(16.0, 1.0), [16, 32, 64, 128] * 4)
+    chunks.observe_step(5000.0, 0.0)
+    assert chunks.cost.fixed == pytest.approx(16.0, rel=0.05)
 
 
 def test_of_one_size_only_the_usual_is_assumed() -> None:
