@@ -17,11 +17,11 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from benchlib.options import Row, new_parser, parse, positive, run, run_rounds
 from benchlib.report import Column, table, write_json
@@ -29,7 +29,7 @@ from benchlib.stats import medians_by
 from pipeline.checkpoint import Checkpoint
 from pipeline.demo_model import ensure_demo_model
 from pipeline.parcel import Blank, unwrapped, wrapped
-from pipeline.split import Message, TensorSpec, flatten, unflatten
+from pipeline.split import Message, flatten, unflatten
 
 WARM_UP = 10  # tokens
 
@@ -54,7 +54,6 @@ class Pieces:
         starts = [0, *ends[:-1]]
         self._stages = [checkpoint.load_stage(a, b) for a, b in zip(starts, ends, strict=True)]
         self._caches = [stage.make_cache() for stage in self._stages]
-        self._specs: list[Sequence[TensorSpec]] = []
         self._token = 1
         inputs: mx.array | Message = mx.arange(prompt, dtype=mx.int32)[None]
         for stage, caches in zip(self._stages, self._caches, strict=True):
@@ -70,17 +69,19 @@ class Pieces:
         spent["build"] = time.perf_counter() - began
         parcels, blanks = [], []
         for stage, caches in zip(self._stages[1:], self._caches[1:], strict=True):
+            assert isinstance(output, Message), "a piece that is not the last one"
             specs, arrays = flatten(output)
             parcels.append((wrapped(arrays), specs))
             blanks.append(Blank(specs))
             output = stage(unflatten(tokens, specs, blanks[-1].arrays), caches)
+        assert isinstance(output, mx.array), "the last piece"
         chosen = mx.argmax(output[:, -1], axis=-1)
         for (parcel, specs), blank in zip(parcels, blanks, strict=True):
             copied = evaluate(parcel, spent)
             blank.fill(unwrapped(parcel, specs))
             spent["copy"] += time.perf_counter() - copied
         copied = evaluate(chosen, spent)
-        self._token = int(chosen.item())
+        self._token = int(np.array(chosen)[0])
         spent["copy"] += time.perf_counter() - copied
         return spent
 
@@ -88,7 +89,7 @@ class Pieces:
 def evaluate(array: mx.array, spent: dict[str, float]) -> float:
     """Compute it; adds what that took to `spent` and returns now."""
     began = time.perf_counter()
-    mx.async_eval(array)
+    mx.async_eval(array)  # type: ignore[no-untyped-call]
     enqueued = time.perf_counter()
     mx.eval(array)
     ended = time.perf_counter()

@@ -15,7 +15,7 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from pipeline.building import Builder
+from pipeline.building import Builder, Built
 from pipeline.engine import Engine
 from pipeline.foresight import Foresight
 from pipeline.frames import Decode, Prefill, Step
@@ -98,7 +98,9 @@ def test_it_is_built_once() -> None:
 
 
 @contextmanager
-def two_ranks(architecture: str) -> Iterator[tuple[Engine, list[bool]]]:
+def two_ranks(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Engine, list[bool]]]:
     """An engine over two stages in threads, and for each step of the first whether it had been foreseen."""
     blueprint = probe(make_model(CONFIGS[architecture]))
     cut = blueprint.num_layers // 2
@@ -108,6 +110,14 @@ def two_ranks(architecture: str) -> Iterator[tuple[Engine, list[bool]]]:
         for rank in range(2)
     ]
     foreseen: list[bool] = []
+    take = Foresight.take
+
+    def noting(self: Foresight, step: Step) -> Built | None:
+        built = take(self, step)
+        foreseen.append(built is not None)
+        return built
+
+    monkeypatch.setattr(Foresight, "take", noting)
     engines: list[Engine] = []
 
     def worker(rank: int) -> Worker:
@@ -120,14 +130,6 @@ def two_ranks(architecture: str) -> Iterator[tuple[Engine, list[bool]]]:
 
     def lead(ready: threading.Event) -> None:
         first = worker(0)
-        take = first._foresight.take
-
-        def noting(step: Step) -> Any:
-            built = take(step)
-            foreseen.append(built is not None)
-            return built
-
-        first._foresight.take = noting
         engines.append(Engine(Scheduler(limits(stages=2)), first, links[0], DEADLINE))
         ready.set()
         engines[0].run()
@@ -147,7 +149,9 @@ def two_ranks(architecture: str) -> Iterator[tuple[Engine, list[bool]]]:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "lfm2"])
-def test_requests_that_come_and_go_get_their_own_tokens(architecture: str) -> None:
+def test_requests_that_come_and_go_get_their_own_tokens(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def some(engine: Engine) -> list[list[int]]:
         first = collect(engine.generate(request((4, 5, 6), 12, id="first")))
         alone = tokens_of(await first)
@@ -157,7 +161,7 @@ def test_requests_that_come_and_go_get_their_own_tokens(architecture: str) -> No
         )
         return [alone, *map(tokens_of, both)]
 
-    with two_ranks(architecture) as (engine, foreseen):
+    with two_ranks(architecture, monkeypatch) as (engine, foreseen):
         found = asyncio.run(some(engine))
     assert found == [
         lone_tokens((4, 5, 6), 12, architecture),
