@@ -28,6 +28,7 @@ from benchlib.report import Column, table, write_json
 from benchlib.stats import medians_by
 from pipeline.checkpoint import Checkpoint
 from pipeline.demo_model import ensure_demo_model
+from pipeline.errors import ModelError
 from pipeline.parcel import Blank, unwrapped, wrapped
 from pipeline.split import Message, flatten, unflatten
 
@@ -101,6 +102,9 @@ def evaluate(array: mx.array, spent: dict[str, float]) -> float:
 def one_round(args: argparse.Namespace, number: int) -> list[Row]:
     """Every number of pieces."""
     checkpoint = Checkpoint.open(args.model.resolve() if args.model else ensure_demo_model())
+    layers = checkpoint.blueprint().num_layers
+    if max(args.pieces) > layers:
+        raise ModelError(f"--pieces {max(args.pieces)}: the model has only {layers} layers")
     rows = []
     for count in args.pieces:
         pieces = Pieces(checkpoint, count, args.prompt)

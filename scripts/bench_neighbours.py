@@ -5,7 +5,8 @@
 
 Each process has the first layers of the model for itself, and computes the same chunk again and again; nothing
 is sent.  What a chunk takes longer with more of them at work is the machine's: its memory, caches, clock and
-hardware threads.  `CPU` is the processor time of a chunk, `faults` are the pages that it asked for anew.
+hardware threads.  `CPU` is the processor time of a chunk, `faults` are the pages that it asked for anew, `times
+fewest` compares with the fewest processes that were asked for.
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import mlx.core as mx
 
 from benchlib.options import Row, new_parser, parse, positive, run, run_rounds
 from benchlib.report import Column, table, write_json
+from benchlib.servers import ServerFailed
 from benchlib.stats import medians_by
 from pipeline.checkpoint import Checkpoint
 from pipeline.demo_model import ensure_demo_model
+from pipeline.errors import ModelError
 from pipeline.split import Message
 
 FEED = 128  # tokens of a chunk of what is before
@@ -41,7 +45,7 @@ COLUMNS = (
     Column("slowest_ms", "slowest process, ms"),
     Column("cpu_ms", "CPU, ms"),
     Column("faults", "faults", ".0f"),
-    Column("inflation", "times one", ".2f"),
+    Column("inflation", "times fewest", ".2f"),
 )
 
 
@@ -64,8 +68,8 @@ class Chunks:
     def __init__(self, plan: Plan) -> None:
         self._stage = Checkpoint.open(plan.model).load_stage(0, plan.layers)
         self._caches = self._stage.make_cache()
-        for _ in range(plan.behind // FEED):
-            self._run(FEED)
+        for start in range(0, plan.behind, FEED):
+            self._run(min(FEED, plan.behind - start))
 
     def once(self, tokens: int) -> None:
         """One chunk, of which nothing stays."""
@@ -107,6 +111,9 @@ def measured(chunks: Chunks, tokens: int, seconds: float) -> tuple[float, float,
 def one_round(args: argparse.Namespace, number: int) -> list[Row]:
     """All counts, with the same processes."""
     model = args.model.resolve() if args.model else ensure_demo_model()
+    layers = Checkpoint.open(model).blueprint().num_layers
+    if args.layers > layers:
+        raise ModelError(f"--layers {args.layers}: {model} has only {layers} layers")
     turns = tuple((tokens, count) for tokens in args.tokens for count in args.processes)
     plan = Plan(model, args.layers, args.behind, args.seconds, turns)
     context = get_context("spawn")
@@ -118,7 +125,10 @@ def one_round(args: argparse.Namespace, number: int) -> list[Row]:
     ]
     for process in processes:
         process.start()
-    found = [results.get(timeout=DEADLINE) for _ in turns for _ in processes]
+    try:
+        found = [results.get(timeout=DEADLINE) for _ in turns for _ in processes]
+    except Empty:
+        raise ServerFailed(f"the processes said nothing for {DEADLINE:g} s") from None
     for process in processes:
         process.join()
     return [row(turn, [f for t, f in found if t == turn and f is not None]) for turn in turns]
@@ -141,9 +151,10 @@ def row(turn: tuple[int, int], found: list[tuple[float, float, float]]) -> Row:
 def report(args: argparse.Namespace, rows: list[Row], of_what: str) -> None:
     """Show and write the results."""
     summary = medians_by(rows, "tokens", "processes")
-    fewest = {row["tokens"]: row["chunk_ms"] for row in reversed(summary)}
     for line in summary:
-        line["inflation"] = line["chunk_ms"] / fewest[line["tokens"]]
+        same = [row for row in summary if row["tokens"] == line["tokens"]]
+        fewest = min(same, key=lambda row: row["processes"])
+        line["inflation"] = line["chunk_ms"] / fewest["chunk_ms"]
     print(
         f"\nChunks behind {args.behind} tokens in {args.layers} layers; {of_what}.\n\n"
         f"{table(COLUMNS, summary)}"
