@@ -150,7 +150,7 @@ TIMES = st.builds(
     prompt=st.sampled_from([8, 48, 200]),
     seed=st.integers(0, 9),
 )
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=20, derandomize=True)  # seen to hold, not proven
 def test_waiting_never_costs_much(
     stage: StageTimes, stages: int, streams: int, prompt: int, seed: int
 ) -> None:
@@ -172,7 +172,7 @@ def test_waiting_never_costs_much(
     groups=st.sampled_from([1, 2, 4]),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=40, derandomize=True)  # seen to hold, not proven
 def test_no_token_of_a_running_stream_is_later_than_the_bound(
     stage: StageTimes,
     slower: float,
