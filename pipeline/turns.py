@@ -72,9 +72,8 @@ def goes_freely(limits: Limits, groups: Groups, in_flight: int) -> bool:
 def weigh(limits: Limits, pacing: Pacing, groups: Groups, chunk: Chunk, everybody: int) -> Verdict:
     """On a chunk that does not go freely; `everybody`: sequences that decode, are prefilled or wait."""
     started = [group for group in groups.active if group.started]
-    if (
-        limits.window == 1
-    ):  # then a chunk takes the time of all stages, and nothing goes on beside it
+    if limits.window == 1:
+        # Then a chunk takes the time of all stages, and nothing goes on beside it.
         return Verdict(False)
     if not pacing.chunks.measured:
         return Verdict(bool(groups.active) and not started)

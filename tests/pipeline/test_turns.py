@@ -16,11 +16,8 @@ from pipeline.scheduler import DecodeBatch, PrefillBatch
 from pipeline.turns import HORIZON, in_time, pays, weigh
 from tests.pipeline.scheduler_driver import Driver, limits
 
-FIXED, EACH, TOKEN = (
-    0.040,
-    0.002,
-    0.002,
-)  # seconds: of a decode step, for each sequence, for a prompt token
+# Seconds: of a step, for each sequence that decodes, for each token of a prompt.
+FIXED, EACH, TOKEN = 0.040, 0.002, 0.002
 
 
 def known(stages: int = 2) -> Pacing:
