@@ -352,7 +352,7 @@ def parse_arguments() -> argparse.Namespace:
     if args.prefill and (args.real or args.plot):
         parser.error("--prefill goes neither with --real nor with --plot")
     if args.requests and args.long_prompt:
-        parser.error("--requests: all streams begin at once, none of them is a --long-prompt")
+        parser.error("--long-prompt goes neither with --requests nor with --real")
     if args.real and args.measure:
         parser.error("--real measures the times that --measure would read")
     return args
