@@ -36,8 +36,12 @@ from pipeline.limits import Limits, Sequence
 from pipeline.pacing import Pacing
 from pipeline.prefilling import Chunk, Prefilling, Room, coming_work, copied_at_most
 
-HORIZON = 48  # m: so many tokens of each newcomer count; nobody knows whether it makes more
-STALL = 3.0  # weight of a second for which a stream that has had a token waits
+# m: so many tokens of each newcomer count, as nobody knows whether it makes more.  In simulated bursts, as in
+# tests/scripts/test_simulate_turns.py, half as many cost rate, most with eight stages; twice as many gain none.
+HORIZON = 48
+# Weight of a second for which a stream that has had a token waits: a preference.  From 1 to 10, simulated loads
+# hardly differ.
+STALL = 3.0
 
 
 @dataclass(frozen=True)
