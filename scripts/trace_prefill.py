@@ -6,8 +6,9 @@
 Prompts come one at a time to an idle server, each number of ranks in its own start; the first prompt of a start
 is a short one that is not counted.  `of ideal` is what the stages computed, divided by their number, as a share
 of the time to the first token: 100 % where no stage ever waits.  `speedup` compares with one rank, where there
-is one.  Below, for each stage of the longest prompt, in seconds: before its first chunk, computing, Python, in
-between, and after its last chunk; and what it computed in a chunk (median), in milliseconds.
+is one.  Below, for each stage of the longest prompt, what adds up to the time to the first token, in seconds:
+before its first chunk, computing, Python between chunks, waiting there, and after its last chunk; and what it
+computed in a chunk (median), in milliseconds.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ def stage_row(stage: int, spans: Sequence[Event], prompt: Prompt) -> Row:
         raise ServerFailed(f"stage {stage} computed nothing for a prompt")
     begin, end = computed[0]["ts"] / 1e6, (computed[-1]["ts"] + computed[-1]["dur"]) / 1e6
     compute = sum(s["dur"] for s in computed) / 1e6
-    python = sum(s["dur"] for s in spans if s["name"] in PYTHON) / 1e6
+    within = [s for s in spans if begin <= s["ts"] / 1e6 < end]
+    python = sum(s["dur"] for s in within if s["name"] in PYTHON) / 1e6
     return {
         "stage": stage,
         "chunks": len(computed),
