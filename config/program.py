@@ -17,6 +17,11 @@ def run(main: Callable[[], int | None]) -> int:
     try:
         try:
             return main() or 0
+        except BrokenPipeError:
+            raise
+        except Exception:
+            _unread()  # or the flush below would end it with less than the fault
+            raise
         finally:
             for stream in filter(None, (sys.stdout, sys.stderr)):
                 stream.flush()  # else Python does, when it is too late to be quiet

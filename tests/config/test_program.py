@@ -68,6 +68,12 @@ def test_the_reader_of_errors_may_be_gone_as_well() -> None:
     assert left_alone("-c", PROGRAM.format(work), output="stderr") == (READER_GONE, "")
 
 
+def test_a_fault_is_told_though_nobody_reads_the_output() -> None:
+    status, said = left_alone("-c", PROGRAM.format("print('x') or 1 / 0"))
+    assert status == 1
+    assert said.endswith("ZeroDivisionError: division by zero\n")
+
+
 def test_another_pipe_that_breaks_is_a_fault() -> None:
     work = "(_ for _ in ()).throw(BrokenPipeError('of a socket'))"
     ended = subprocess.run(
