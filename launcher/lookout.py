@@ -23,6 +23,8 @@ class Lookout:
         self.down: dict[str, str] = {}
         self.refused: dict[str, str] = {}
         self._new: set[str] = set()  # they were added while this runs, and have not served yet
+        self._tried: set[str] = set()  # by the start after which new ones were left out last
+        self._pardoned: set[str] = set()  # that they were left out for was taken back
         self._files, self._cluster, self._logs, self._woken = files, cluster, logs, woken
         self._lost = LostNodes()
 
@@ -39,14 +41,14 @@ class Lookout:
     def files_for_now(self) -> Found | None:
         """Likewise, for a start that is to come now.  Raises one of `files.UNUSABLE`."""
         found = self._files.read()
-        self.refused = {}  # they may have been mended on their own disks
+        self.refused, self._pardoned = {}, set()  # they may have been mended on their own disks
         return self._taken_up(found, wanted=True)
 
     def _taken_up(self, found: Found | None, wanted: bool = False) -> Found | None:
         if found is None:
             return None
         known = {member.name for member in self._cluster.members}
-        self._cluster, self.refused = found.cluster, {}
+        self._cluster, self.refused, self._pardoned = found.cluster, {}, set()
         self._new |= {member.name for member in found.cluster.members} - known
         new = [m for m in found.cluster.members if m.name not in known and not m.is_local]
         if new and not (wanted and self._lost.search(new, patient=False)):
@@ -85,6 +87,7 @@ class Lookout:
         Until the files change, or a restart is asked for.  Without them it had worked.
         """
         new = [name for name in nodes if name in self._new]
+        self._tried = set(nodes) if new else set()
         for name in new:
             self.refused[name] = reason
             self._logs.say("a new node is left out", "warning", name=name, reason=reason)
@@ -93,7 +96,17 @@ class Lookout:
     async def find_lost(self) -> None:
         """Before the next launch is decided on."""
         lost = await self._lost.found()
+        tried, self._tried = self._tried, set()
+        if tried & lost.keys():
+            self._pardon(tried & self.refused.keys() - self._pardoned)
         self._are_down({**self.down, **lost})
+
+    def _pardon(self, nodes: set[str]) -> None:
+        """Their start has lost somebody, so it says little of them.  Once: each try ends a ring that works."""
+        for name in nodes:
+            del self.refused[name]
+            self._logs.say("a new node is not left out: another try is due", "info", name=name)
+        self._pardoned |= nodes
 
     async def look_for(self, others: Sequence[str]) -> None:
         """All but these: those that take no part may be back, or gone."""
