@@ -188,8 +188,12 @@ class Worker:
         """Prepare step `step`, which is likely to be `work`, while there is nothing else to do."""
         if self._foresight is not None:
             began = time.monotonic()
-            if self._foresight.foresee(work.group, work.sequences) and self.timeline is not None:
-                self.timeline.add("build", began, step)
+            self.stats.hung_at = began + self._timeout
+            built = self._foresight.foresee(work.group, work.sequences)
+            self.stats.hung_at = None
+            timeline = self.timeline  # another thread may take it away
+            if built and timeline is not None:
+                timeline.add("build", began, step)
 
     def _forward(self, step: Step, work: Prefill | Decode, built: Built | None) -> Result | None:
         expected = self._expect(step)
