@@ -173,10 +173,20 @@ class Groups:
     def _empty(self) -> Group:
         for group in self._groups.values():
             if not group.members and group.in_flight is None:
+                group.prefill = Between()  # nobody has waited here
                 return group
         group = Group(next(i for i in range(len(self._groups) + 1) if i not in self._groups))
         self._groups[group.id] = group
         return group
+
+    def _move(self, sequence: int, source: Group, target: Group) -> None:
+        """It has waited with the source, so the target's turn comes right after that one's, or earlier."""
+        target.take(sequence, source)
+        order = list(self._groups)
+        if target.in_flight is None and order.index(target.id) > order.index(source.id) + 1:
+            order.remove(target.id)
+            order.insert(order.index(source.id) + 1, target.id)
+            self._groups = {i: self._groups[i] for i in order}
 
     def _dissolve(self, active: list[Group]) -> None:
         """Spread the smallest group over the others."""
@@ -186,7 +196,7 @@ class Groups:
             return
         others = [group for group in active if group is not victim]
         for sequence in victim.movable:
-            _smallest(others).take(sequence, victim)
+            self._move(sequence, victim, _smallest(others))
 
     def _split(self, active: list[Group], sequences: int, wanted: int) -> None:
         """Move what the largest group has above its share into an empty one."""
@@ -197,7 +207,7 @@ class Groups:
             return
         group = self._empty()
         for sequence in donor.movable[-above:]:
-            group.take(sequence, donor)
+            self._move(sequence, donor, group)
 
     def _level(self, active: list[Group]) -> None:
         """Move one member from a large group to the smallest."""
@@ -206,7 +216,7 @@ class Groups:
             return
         poorest = _smallest(active)
         if len(donor.members) - len(poorest.members) >= 2:
-            poorest.take(donor.movable[-1], donor)
+            self._move(donor.movable[-1], donor, poorest)
 
 
 def _smallest(groups: list[Group]) -> Group:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.groups import Group, Groups
+from pipeline.groups import Between, Group, Groups
 from pipeline.limits import Limits
 from pipeline.pacing import Pacing
 from pipeline.prefilling import Chunk
@@ -163,6 +163,32 @@ def test_what_a_member_has_waited_elsewhere_goes_with_it() -> None:
     assert source.started == {0}
     assert target.prefill.extra == pytest.approx(0.6)  # the one that went freely there included
     assert target.prefill.chunks == 0
+
+
+def test_who_moves_to_another_group_keeps_its_turn() -> None:
+    groups = groups_of(4, 2, 1)
+    first, second, third = groups.active
+    groups.rebalance()
+    assert third.members == [6, 3]
+    turns = []
+    for step in range(3):
+        group = groups.ready()
+        assert group is not None
+        groups.send(group, step)
+        turns.append(group.id)
+    assert turns == [first.id, third.id, second.id]
+
+
+def test_nobody_has_waited_in_a_group_without_members() -> None:
+    groups = groups_of(2, 1)
+    source, emptied = groups.active
+    groups.leave(2)
+    for _ in range(3):
+        groups.note_chunk(0.2, 1)
+    groups.send(source, 1)
+    groups.land(source.id)
+    groups.rebalance()
+    assert (emptied.members, emptied.prefill) == ([1], Between())
 
 
 def test_newcomers_are_left_out_while_others_need_a_token() -> None:
