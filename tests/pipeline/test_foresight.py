@@ -24,6 +24,8 @@ from pipeline.sampler import Sampler
 from pipeline.scheduler import Scheduler
 from pipeline.sequences import StageSequences
 from pipeline.split import Message, Stage, probe
+from pipeline.steps import DecodeBatch
+from pipeline.timeline import Timeline
 from pipeline.worker import Worker
 from tests.pipeline.split.tiny import CONFIGS
 from tests.pipeline.test_engine import collect, limits, lone_tokens, request, tokens_of
@@ -95,6 +97,25 @@ def test_it_is_built_once() -> None:
     assert not stage.foresight.foresee(0, (0,))
     assert stage.foresight.take(Step(0, work=Decode(0, (0,), (1,)))) is not None
     assert stage.foresight.take(Step(1, work=Decode(0, (0,), (1,)))) is None
+
+
+def test_a_stage_that_hangs_meanwhile_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a timeline that somebody takes away meanwhile is nobody's fault."""
+    model, blueprint = make_model(CONFIGS["llama"]), probe(make_model(CONFIGS["llama"]))
+    ring: Any = NoRing(0)
+    worker = Worker(Stage(model, blueprint, 0, 1), 1, ring, None, None, DEADLINE, parcels=True)
+    deadlines: list[float | None] = []
+
+    def foresee(self: Foresight, group: int, sequences: tuple[int, ...]) -> bool:
+        deadlines.append(worker.stats.hung_at)
+        worker.timeline = None
+        return True
+
+    monkeypatch.setattr(Foresight, "foresee", foresee)
+    worker.timeline = Timeline()
+    worker.foresee(1, DecodeBatch(0, (0,)))
+    assert deadlines[0] is not None
+    assert worker.stats.hung_at is None
 
 
 @contextmanager
