@@ -19,7 +19,7 @@ from pipeline.pacing import Pacing
 from pipeline.prefilling import Prefilling, Room
 from pipeline.prefixes import BLOCK, PrefixCache
 from pipeline.steps import Admitted, DecodeBatch, PrefillBatch, StepPlan
-from pipeline.turns import Postponed, goes_freely, room_for, weigh
+from pipeline.turns import Postponed, goes_freely, is_far, room_for, weigh
 
 __all__ = ["Admitted", "DecodeBatch", "Limits", "PrefillBatch", "Scheduler", "StepPlan"]
 
@@ -354,14 +354,16 @@ class Scheduler:
     def _choose_chunks(self) -> tuple[PrefillBatch | None, tuple[Group, ...]]:
         """If it is the prompts' turn; if not, groups whose streams can't wait while the others might."""
         limits, groups = self.limits, self._groups
+        pacing, prefilling = self.pacing, self._prefilling
+        everybody = min(self._max_running, len(self._running) + len(self._waiting))
         free = goes_freely(limits, groups, len(self._in_flight))
         if not free and self._chunks_in_flight >= limits.deep:
             return None, ()
-        pacing, prefilling = self.pacing, self._prefilling
+        if not free and is_far(limits, pacing, groups, prefilling.first, everybody):
+            return None, ()
         room = room_for(limits, pacing, prefilling, self._waiting, groups, self.kv_tokens)
         chunk = prefilling.coming(room, pacing.chunks)
         if not free:
-            everybody = min(self._max_running, len(self._running) + len(self._waiting))
             verdict = weigh(limits, pacing, groups, chunk, everybody)
             if not verdict.pays or verdict.late:
                 return None, verdict.late

@@ -87,6 +87,19 @@ def weigh(limits: Limits, pacing: Pacing, groups: Groups, chunk: Chunk, everybod
     return Verdict(True, tuple(late))
 
 
+def is_far(limits: Limits, pacing: Pacing, groups: Groups, first: Sequence, everybody: int) -> bool:
+    """Whether `weigh` would find that no step is to wait for a prompt of several chunks, whatever they are.
+
+    To find out what the next chunk would be takes milliseconds, the longer the prompt, and most steps need not.
+    """
+    if first.to_prefill <= limits.prefill_chunk or not pacing.chunks.measured or not groups.active:
+        return False
+    cost = pacing.chunks.cost
+    least = cost.fixed + cost.work(first.prefilled, first.to_prefill)
+    chunk = Chunk(least, least, (first.max_tokens,))
+    return not pays(limits, pacing, groups, chunk, everybody)
+
+
 def pays(limits: Limits, pacing: Pacing, groups: Groups, chunk: Chunk, everybody: int) -> bool:
     """Whether less time is waited in all if steps wait; see the module's text."""
     running, step = groups.sequences, pacing.fixed_step

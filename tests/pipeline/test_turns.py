@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.groups import Between, Group, Groups
-from pipeline.limits import Limits
+from pipeline.limits import Limits, Sequence
 from pipeline.pacing import Pacing
-from pipeline.prefilling import Chunk
+from pipeline.prefilling import Chunk, Prefilling, Room
 from pipeline.scheduler import DecodeBatch, PrefillBatch
-from pipeline.turns import HORIZON, in_time, pays, weigh
+from pipeline.turns import HORIZON, in_time, is_far, pays, weigh
 from tests.pipeline.scheduler_driver import Driver, limits
 
 # Seconds: of a step, for each sequence that decodes, for each token of a prompt.
@@ -121,6 +121,36 @@ def test_running_streams_wait_within_the_bound_and_newcomers_as_long_as_it_pays(
 def test_before_anything_is_measured_only_streams_without_a_token_wait() -> None:
     assert weigh(roomy(), Pacing(2), groups_of(1, started=False), chunk(float("inf")), 9).pays
     assert not weigh(roomy(), Pacing(2), groups_of(1), chunk(float("inf")), 9).pays
+
+
+@given(
+    prompt=st.integers(2, 20_000),
+    tokens=st.integers(8, 512),
+    make=st.integers(1, 100),
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=2),
+    started=st.booleans(),
+)
+@settings(deadline=None, max_examples=60)
+def test_what_is_far_never_pays(
+    prompt: int, tokens: int, make: int, sizes: list[int], started: bool
+) -> None:
+    pacing, bounds, groups = known(), roomy(), groups_of(*sizes, started=started)
+    prefilling = Prefilling()
+    prefilling.append(Sequence(99, prompt, make))
+    everybody = sum(sizes) + 1
+    coming = prefilling.coming(Room(tokens, rows=4, padding=16, copied=1e6), pacing.chunks)
+    if is_far(bounds, pacing, groups, prefilling.first, everybody):
+        assert not weigh(bounds, pacing, groups, coming, everybody).pays
+
+
+def test_a_long_prompt_is_far_and_its_end_is_not() -> None:
+    pacing, bounds, groups = known(), roomy(), groups_of(2)
+    first = Sequence(99, 20_000, 100)
+    assert is_far(bounds, pacing, groups, first, 3)
+    assert not is_far(bounds, Pacing(2), groups, first, 3)
+    assert not is_far(bounds, pacing, groups_of(), first, 1)
+    first.prefilled = first.prompt - bounds.prefill_chunk
+    assert not is_far(bounds, pacing, groups, first, 3)
 
 
 def test_one_step_in_flight_leaves_nothing_to_wait_for() -> None:
