@@ -45,7 +45,9 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 async def with_new() -> tuple[Lookout, Disk]:
     """A node has come to two that serve, and has been found."""
     disk: Any = Disk()
-    lookout = Lookout(disk, cluster(OLD), LogStream(out=io.StringIO(), error=io.StringIO()), lambda: None)
+    lookout = Lookout(
+        disk, cluster(OLD), LogStream(out=io.StringIO(), error=io.StringIO()), lambda: None
+    )
     disk.found = SimpleNamespace(cluster=cluster(NEW), kept=())
     lookout.changed_files()
     await lookout.look_for(OLD)
