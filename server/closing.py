@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 import time
-from collections.abc import Awaitable, Coroutine, Mapping
+from collections.abc import Awaitable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TypeVar
 
 import structlog
@@ -14,6 +18,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LEFTOVER_SECONDS = 1.0  # for tasks, and then for threads, that nobody has waited for
 
 
@@ -48,6 +53,30 @@ def run_to_end(main: Coroutine[Any, Any, T]) -> T:
             loop.run_until_complete(asyncio.wait(left, timeout=LEFTOVER_SECONDS))
         asyncio.set_event_loop(None)
         loop.close()
+
+
+@contextmanager
+def unwinding() -> Iterator[None]:
+    """A signal that would end this process in the middle of this ends it behind: temporary folders go first.
+
+    It dies of the signal all the same, which tells whoever started it that it was no fault of its own.
+    """
+    asked: list[int] = []
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        raise SystemExit(128 + number)
+
+    deadly = [n for n in STOP_SIGNALS if signal.getsignal(n) is signal.SIG_DFL]
+    for number in deadly:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in deadly:
+            signal.signal(number, signal.SIG_DFL)
+        for reason in asked:
+            os.kill(os.getpid(), reason)
 
 
 def threads_hang() -> bool:

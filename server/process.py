@@ -27,7 +27,7 @@ from pipeline.rank import Phase, Rank
 from server import descriptors, garbage, launch_files, logs
 from server.access.errors import AccessError
 from server.access.rpc import Credential, cluster_credential
-from server.closing import close_all
+from server.closing import STOP_SIGNALS, close_all
 from server.control import Reporter, port_problem, registration_of
 from server.follower import Follower
 from server.node.health import NodeView
@@ -52,7 +52,6 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 JOIN_SECONDS = 120.0  # for all ranks to be there; MLX itself may wait for ever
 PROGRESS_SECONDS = 1.0
 WATCHDOG_SECONDS = 2.0  # between two looks at the step at hand, at most

@@ -24,6 +24,7 @@ from importlib import import_module
 from config import ConfigError, add_arguments, from_arguments
 from server import exit_status
 from server.__main__ import end, fatal, main, prepare
+from server.closing import unwinding
 from server.standby.assignment import (
     LEASE,
     Assignment,
@@ -49,7 +50,8 @@ def stand_by(arguments: list[str]) -> int:
         import_module(module)
     spare = import_module("server.templating.renderer").SPARE
     spare.start()  # for rank 0, whose start waits for it
-    read_ahead(arguments)
+    with unwinding():
+        read_ahead(arguments)
     take_any_line(0)
     print(said(place, Word.WARM), flush=True)
     try:

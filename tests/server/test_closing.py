@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -89,6 +91,42 @@ def test_a_process_ends_although_something_hangs(what: str) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE
     )
     assert (ended.returncode, ended.stdout) == (7, "over\n"), ended.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_no_temporary_folder_and_is_what_the_process_ends_of(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    program = (
+        "import signal, sys, tempfile, time\n"
+        "from server.closing import unwinding\n"
+        f"signal.signal({number:d}, signal.SIG_DFL)\n"
+        "with unwinding(), tempfile.TemporaryDirectory(dir=sys.argv[1]):\n"
+        "    print('inside', flush=True)\n"
+        f"    time.sleep({DEADLINE})\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process.stdout as said:
+        assert said.readline() == "inside\n"
+        process.send_signal(number)
+        assert process.wait(DEADLINE) == -number
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_ignores_a_signal_goes_on_ignoring_it() -> None:
+    program = (
+        "import os, signal\n"
+        "from server.closing import unwinding\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as by nohup\n"
+        "with unwinding():\n"
+        "    os.kill(os.getpid(), signal.SIGHUP)\n"
+        "assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN\n"
+        "assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=DEADLINE)
 
 
 def test_too_few_descriptors_for_mlx_lm_are_one_sentence() -> None:
