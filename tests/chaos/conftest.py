@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from benchlib.targets import Setup
 from chaoslib.answers import tasks
 from chaoslib.cluster import MODEL, Cluster
 from chaoslib.load import Load
+from chaoslib.on_hosts import HostCluster
 from chaoslib.trial import Trial, connections
+from hostlib.hosts import Hosts, obstacle
 from tests.cluster.tiny import make_folder
 
 STREAMS, PLAIN = 4, 2
@@ -24,6 +27,22 @@ Start = Callable[..., Cluster]
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_folder(tmp_path_factory.mktemp("models") / "tiny", "llama")
+
+
+@contextmanager
+def on_three_hosts(model: Path, place: Path, *settings: str) -> Iterator[HostCluster]:
+    """A cluster that serves, on hosts of its own; skips where they can't be made."""
+    if reason := obstacle():
+        pytest.skip(reason)
+    (place / "hosts").mkdir()
+    with Hosts(place / "hosts") as hosts:
+        environment = Setup(model).environment()
+        made = HostCluster(hosts, place / "cluster", model, environment, settings)
+        try:
+            made.start()
+            yield made
+        finally:
+            made.kill()
 
 
 @pytest.fixture

@@ -9,29 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchlib.targets import Setup
 from chaoslib.cluster import RECOVERY_DEADLINE
 from chaoslib.on_hosts import HostCluster
-from hostlib.hosts import Hosts, obstacle
+from tests.chaos.conftest import on_three_hosts
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ranks]
 
 
 @pytest.fixture
 def cluster(model: Path, tmp_path: Path) -> Iterator[HostCluster]:
-    if reason := obstacle():
-        pytest.skip(reason)
-    place = tmp_path / "hosts"
-    place.mkdir()
     settings = ("launcher.idle_before_change=0.5", "launcher.standby=false")
-    with Hosts(place) as hosts:
-        environment = Setup(model).environment()
-        made = HostCluster(hosts, tmp_path / "cluster", model, environment, settings)
-        try:
-            made.start()
-            yield made
-        finally:
-            made.kill()
+    with on_three_hosts(model, tmp_path, *settings) as made:
+        yield made
 
 
 def wait_for(cluster: HostCluster, nodes: int) -> None:

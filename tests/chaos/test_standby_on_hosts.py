@@ -10,32 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from benchlib.targets import Setup
 from chaoslib.cluster import STOP_DEADLINE, role
 from chaoslib.faults import Fault, cut_power, freeze, kill_launch, kill_rank, pull_cable
 from chaoslib.on_hosts import HostCluster
-from hostlib.hosts import Hosts, obstacle
-from tests.chaos.conftest import prepared
+from tests.chaos.conftest import on_three_hosts, prepared
 
 pytestmark = [pytest.mark.chaos, pytest.mark.ranks]
 
 
 @pytest.fixture
 def cluster(model: Path, tmp_path: Path) -> Iterator[HostCluster]:
-    if reason := obstacle():
-        pytest.skip(reason)
-    place = tmp_path / "hosts"
-    place.mkdir()
-    with Hosts(place) as hosts:
-        environment = Setup(model).environment()
-        made = HostCluster(
-            hosts, tmp_path / "cluster", model, environment, ("launcher.standby_after=0.5",)
-        )
-        try:
-            made.start()
-            yield made
-        finally:
-            made.kill()
+    with on_three_hosts(model, tmp_path, "launcher.standby_after=0.5") as made:
+        yield made
 
 
 FAULTS: dict[str, Callable[[HostCluster], Fault]] = {

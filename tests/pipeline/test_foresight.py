@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +18,6 @@ from pipeline.building import Builder, Built
 from pipeline.engine import Engine
 from pipeline.foresight import Foresight
 from pipeline.frames import Decode, Prefill, Step
-from pipeline.link import Connection, Links
-from pipeline.sampler import Sampler
 from pipeline.scheduler import Scheduler
 from pipeline.sequences import StageSequences
 from pipeline.split import Message, Stage, probe
@@ -29,12 +26,9 @@ from pipeline.timeline import Timeline
 from pipeline.worker import Worker
 from tests.pipeline.split.tiny import CONFIGS
 from tests.pipeline.test_engine import collect, limits, lone_tokens, request, tokens_of
-from tests.pipeline.test_parcel import NoRing
 from tests.pipeline.test_sequences import CACHES
 from tests.pipeline.tiny_models import make_model
-
-VOCABULARY = 97
-DEADLINE = 60.0
+from tests.pipeline.two_stages import DEADLINE, VOCABULARY, NoRing, two_links, worker_of
 
 
 class FirstStage:
@@ -123,13 +117,7 @@ def two_ranks(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[Engine, list[bool]]]:
     """An engine over two stages in threads, and for each step of the first whether it had been foreseen."""
-    blueprint = probe(make_model(CONFIGS[architecture]))
-    cut = blueprint.num_layers // 2
-    ends = [socket.socketpair() for _ in range(2)]
-    links = [
-        Links(Connection(ends[1 - rank][1], "previous"), Connection(ends[rank][0], "next"))
-        for rank in range(2)
-    ]
+    links = two_links()
     foreseen: list[bool] = []
     take = Foresight.take
 
@@ -141,23 +129,19 @@ def two_ranks(
     monkeypatch.setattr(Foresight, "take", noting)
     engines: list[Engine] = []
 
-    def worker(rank: int) -> Worker:
-        model = make_model(CONFIGS[architecture])
-        start, end = [(0, cut), (cut, blueprint.num_layers)][rank]
-        stage = Stage(model, blueprint, start, end)
-        sampler = Sampler(VOCABULARY) if rank else None
-        ring: Any = NoRing(rank)
-        return Worker(stage, 1, ring, links[rank], sampler, DEADLINE, parcels=True)
-
     def lead(ready: threading.Event) -> None:
-        first = worker(0)
+        first = worker_of(architecture, 0, links[0])
         engines.append(Engine(Scheduler(limits(stages=2)), first, links[0], DEADLINE))
         ready.set()
         engines[0].run()
 
     with ThreadPoolExecutor(2) as pool:
         ready = threading.Event()
-        done = [pool.submit(lead, ready), pool.submit(lambda: worker(1).serve())]
+
+        def follow() -> None:  # what a stage computes belongs to the thread that has made it
+            worker_of(architecture, 1, links[1]).serve()
+
+        done = [pool.submit(lead, ready), pool.submit(follow)]
         assert ready.wait(DEADLINE)
         try:
             yield engines[0], foreseen

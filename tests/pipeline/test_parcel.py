@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -15,17 +13,12 @@ from mlx_lm.models.cache import make_prompt_cache
 from pipeline import parcel
 from pipeline.errors import FrameError
 from pipeline.frames import Admission, Decode, Prefill, Result, Step
-from pipeline.link import Connection, Links
 from pipeline.parcel import Blank, fits, unwrapped, wrapped
 from pipeline.request import SamplingParams
-from pipeline.sampler import Sampler
-from pipeline.split import Message, Stage, TensorSpec, flatten, probe
-from pipeline.worker import Worker
+from pipeline.split import Message, TensorSpec, flatten
 from tests.pipeline.split.tiny import CONFIGS
 from tests.pipeline.tiny_models import make_model
-
-DEADLINE = 60.0
-VOCABULARY = 97
+from tests.pipeline.two_stages import DEADLINE, two_links, worker_of
 
 
 def message(*arrays: mx.array) -> tuple[tuple[TensorSpec, ...], list[mx.array]]:
@@ -84,21 +77,6 @@ def test_what_is_large_does_not_fit() -> None:
     assert not fits([])
 
 
-class NoRing:
-    """Two ranks that must not need a ring."""
-
-    size = 2
-
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-
-    def flush(self) -> None:
-        pass
-
-    def __getattr__(self, name: str) -> Any:
-        raise AssertionError(f"the ring's {name} is used")
-
-
 def steps(tokens: Sequence[int]) -> list[Step]:
     """A prompt but for its last token, then one token after the other."""
     *prompt, last = tokens
@@ -109,28 +87,14 @@ def steps(tokens: Sequence[int]) -> list[Step]:
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3n"])
 def test_stages_go_without_the_ring_and_compute_the_same(architecture: str) -> None:
-    blueprint = probe(make_model(CONFIGS[architecture]))
-    cut = blueprint.num_layers // 2
-    ends, back = [socket.socketpair() for _ in range(2)], []
-    links = [
-        Links(Connection(ends[1 - rank][1], "previous"), Connection(ends[rank][0], "next"))
-        for rank in range(2)
-    ]
-
-    def worker(rank: int) -> Worker:
-        model = make_model(CONFIGS[architecture])
-        start, end = [(0, cut), (cut, blueprint.num_layers)][rank]
-        stage = Stage(model, blueprint, start, end)
-        sampler = Sampler(VOCABULARY) if rank else None
-        ring: Any = NoRing(rank)
-        return Worker(stage, 1, ring, links[rank], sampler, DEADLINE, parcels=True)
+    links, back = two_links(), []
 
     def serve() -> None:
-        worker(1).serve()
+        worker_of(architecture, 1, links[1]).serve()
 
     with ThreadPoolExecutor(1) as pool:
         last = pool.submit(serve)
-        first, prompt = worker(0), [5, 17, 3]
+        first, prompt = worker_of(architecture, 0, links[0]), [5, 17, 3]
         try:
             for step in steps(prompt):
                 assert first.run(step) is None
