@@ -116,7 +116,7 @@ def parse_arguments() -> argparse.Namespace:
         help="supervised:N, ours:N (without its launcher), mlx_lm, mlx_lm_pipeline:N; default: supervised:3"
         " mlx_lm_pipeline:3",
     )
-    add_setup_arguments(parser)
+    add_setup_arguments(parser, mlx_lm_ranks=True)
     args = parse(parser)
     if args.window <= 0:
         parser.error("--window must be above 0")

@@ -130,7 +130,7 @@ def one_round(args: argparse.Namespace, number: int) -> list[Row]:
     except Empty:
         raise ServerFailed(f"the processes said nothing for {DEADLINE:g} s") from None
     for process in processes:
-        process.join()
+        process.join(DEADLINE)
     return [row(turn, [f for t, f in found if t == turn and f is not None]) for turn in turns]
 
 

@@ -238,7 +238,7 @@ def parse_arguments() -> argparse.Namespace:
     where.add_argument(
         "--targets", nargs="+", type=Target.parse, help="instead: ours:N mlx_lm mlx_lm_pipeline:N"
     )
-    add_setup_arguments(parser)
+    add_setup_arguments(parser, mlx_lm_ranks=True)
     args = parse(parser)
     if any(rate <= 0 for rate in args.rate or ()):
         parser.error("--rate must be above 0")

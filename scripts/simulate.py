@@ -306,7 +306,7 @@ def parse_arguments() -> argparse.Namespace:
     load.add_argument("--load", type=positive, nargs="+", metavar="N", help="streams at a time")
     load.add_argument("--prompt", type=positive, help="tokens; default: 1, for --real 48")
     load.add_argument("--output", type=positive, help="tokens; default: 1000, for --real 48")
-    load.add_argument("--tokens", type=positive, default=400, help="simulated, for each stream")
+    load.add_argument("--tokens", type=positive, help="simulated, for each stream; default: 400")
     load.add_argument("--requests", type=positive, help="of each stream; for --real by default 3")
     load.add_argument("--long-prompt", type=positive, default=0, help="tokens of one more request")
     load.add_argument("--prefill", type=positive, nargs="+", help="tokens of single prompts")
@@ -345,6 +345,9 @@ def parse_arguments() -> argparse.Namespace:
     args.output = args.output or (48 if args.real else 1000)
     args.requests = args.requests or (3 if args.real else None)
     args.chunk = args.chunk or (128 if args.real else 512)
+    if args.requests and args.tokens:
+        parser.error("--tokens goes neither with --requests nor with --real")
+    args.tokens = args.tokens or 400
     if args.tokens < FEWEST_TOKENS:
         parser.error(f"--tokens {args.tokens}: the warm-up alone needs {FEWEST_TOKENS}")
     if args.fixed == 0 and args.each == 0:
@@ -353,6 +356,10 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("--prefill goes neither with --real nor with --plot")
     if args.requests and args.long_prompt:
         parser.error("--long-prompt goes neither with --requests nor with --real")
+    if args.requests and args.prefill:
+        parser.error("--prefill sends single prompts: --requests says nothing of them")
+    if not (args.real or args.rank) and (args.model or args.settings):
+        parser.error("--model and --set are for --real")
     if args.real and args.measure:
         parser.error("--real measures the times that --measure would read")
     return args

@@ -56,8 +56,8 @@ def new_parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
-def add_setup_arguments(parser: argparse.ArgumentParser) -> None:
-    """How servers are started."""
+def add_setup_arguments(parser: argparse.ArgumentParser, mlx_lm_ranks: bool = False) -> None:
+    """How servers are started; `mlx_lm_ranks`: mlx_lm's with several ranks, too."""
     group = parser.add_argument_group("servers started here")
     group.add_argument("--model", type=Path, help="model folder; default: the demo model as qwen2")
     group.add_argument(
@@ -74,11 +74,14 @@ def add_setup_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="a setting of this project's server",
     )
-    group.add_argument(
-        "--quiet-launch",
-        action="store_true",
-        help="start mlx_lm's ranks without mlx.launch's busy loop, with this project's launcher",
-    )
+    if mlx_lm_ranks:
+        group.add_argument(
+            "--quiet-launch",
+            action="store_true",
+            help="start mlx_lm's ranks without mlx.launch's busy loop, with this project's launcher",
+        )
+    else:
+        parser.set_defaults(quiet_launch=False)
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:

@@ -205,6 +205,27 @@ def test_a_table_json_and_a_plot(
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--requests", "2", "--tokens", "60"),
+        ("--real", "--tokens", "60"),
+        ("--requests", "2", "--prefill", "300"),
+        ("--requests", "2", "--long-prompt", "300"),
+        ("--set", "scheduler.groups=2"),
+        ("--model", "somewhere"),
+        ("--quiet-launch",),
+    ],
+    ids=" ".join,
+)
+def test_what_would_not_be_read_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit):
+        arguments(monkeypatch, *words)
+    assert words[0] in capsys.readouterr().err.partition("error: ")[2]
+
+
 def test_single_times_overrule_a_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     args = arguments(monkeypatch, "--preset", "memory-bound", "--each", "0.5")
     (times,), network = simulate.times_of(args, 1)
