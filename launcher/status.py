@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.breaker import Record
 from launcher.decide import Phase
+from launcher.node_notes import why_out
 from launcher.supervisor import Supervisor
 
 Document = dict[str, Any]
@@ -128,13 +129,7 @@ def rendered(status: Document) -> str:
 def _row(node: Document, leader: str | None) -> tuple[str, ...]:
     layers = node["layers"]
     memory, age = node["memory_bytes"], node["heartbeat_age_s"]
-    notes = []
-    if not node["reachable"]:
-        notes.append(node["why"] or "can't be reached")
-    if node["refused"]:
-        notes.append(f"left out: {node['refused']}")
-    if node["held_for_s"] is not None:
-        notes.append(f"kept out for {node['held_for_s']:.0f} s")
+    notes = why_out(node)
     if node["failures"]:
         notes.append(f"{node['failures']} failures")
     return (

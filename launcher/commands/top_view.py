@@ -10,6 +10,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from launcher.node_notes import why_out
+
 Document = dict[str, Any]
 
 NONE = "-"
@@ -163,13 +165,7 @@ def _layers(node: Document, known: Document) -> tuple[int | None, int | None]:
 
 
 def _note(known: Document) -> str:
-    notes = []
-    if not known.get("reachable", True):
-        notes.append(known["why"] or "can't be reached")
-    if known.get("refused"):
-        notes.append(f"left out: {known['refused']}")
-    if known.get("held_for_s") is not None:
-        notes.append(f"kept out for {known['held_for_s']:.0f} s")
+    notes = why_out(known)
     if known.get("failures"):
         notes.append(f"failed {known['failures']} times")
     return ", ".join(notes)
