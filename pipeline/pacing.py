@@ -18,6 +18,7 @@ in a cycle, adds to the work, and to the trip where it is in a group's way: P/G 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.chunks import ChunkSizes, Cost
@@ -223,7 +224,7 @@ class Pacing:
         line = self.fit()
         if line is None:
             return self._choose_blindly(sequences)
-        cycles = self.cycles(sequences, max(1, min(2 * self.stages, sequences)))
+        cycles = self._cycles(sequences)
         groups, reason = self._best(sequences, cycles)
         return Choice(sequences, groups, reason, line[0], line[1], self.noise, cycles)
 
@@ -239,8 +240,7 @@ class Pacing:
 
     def _best(self, sequences: int, cycles: tuple[float, ...]) -> tuple[int, str]:
         costs = self._compare(sequences, cycles)
-        best = min(costs)
-        fewest = next(g for g, cost in enumerate(costs, 1) if cost <= (1 + LOSS) * best)
+        fewest = _fewest(costs)
         current = min(self._current, len(costs))
         here, there = costs[current - 1], costs[fewest - 1]
         if sequences <= 1:
@@ -300,20 +300,24 @@ class Pacing:
 
         Before any decode step, as in a chunk: both go through all weights once.  0 before that.
         """
-        line, flat = self.fit(), self._only_size()
+        line = self.fit()
         if line is not None:
             return line[0]
+        flat = self._only_size()
         if flat is not None:
             return max(flat)
         return self.chunks.cost.fixed if self.chunks.measured else 0.0
 
     def expected_groups(self, sequences: int) -> int:
         """The number of micro-batches that would be best for so many; what `groups` chose is left as it is."""
-        cycles = self.cycles(sequences, max(1, min(2 * self.stages, sequences)))
+        cycles = self._cycles(sequences)
         if self.stages == 1 or not cycles:
             return max(1, min(self.stages, sequences))
-        best = min(cycles)
-        return next(g for g, cycle in enumerate(cycles, 1) if cycle <= (1 + LOSS) * best)
+        return _fewest(cycles)
+
+    def _cycles(self, sequences: int) -> tuple[float, ...]:
+        """For all numbers of micro-batches that can be chosen."""
+        return self.cycles(sequences, max(1, min(2 * self.stages, sequences)))
 
     def _only_size(self) -> list[float] | None:
         """Seconds of each stage for the batch size that is known while no other one is."""
@@ -335,6 +339,12 @@ class Pacing:
             return most
         whole = int(tokens) // ALIGNED * ALIGNED if tokens > 4 * ALIGNED else int(tokens)
         return min(most, max(SMALLEST_CHUNK, whole))
+
+
+def _fewest(costs: Sequence[float]) -> int:
+    """The least number of groups that costs hardly more than the best one, of those for 1, 2, ... groups."""
+    best = min(costs)
+    return next(groups for groups, cost in enumerate(costs, 1) if cost <= (1 + LOSS) * best)
 
 
 def _smooth_max(a: float, b: float, power: float) -> float:

@@ -99,7 +99,7 @@ class Prefilling:
 
         Raises IndexError if there are none.
         """
-        rows = self.rows(room)
+        rows = self._rows(room)
         chunks, done = [], []
         for sequence in rows:
             start = sequence.prefilled
@@ -114,13 +114,10 @@ class Prefilling:
 
     def coming(self, room: Room, sizes: ChunkSizes) -> Chunk:
         """What `take` would hand out, and what comes of it.  Raises IndexError if there is nothing."""
-        rows, cost = self.rows(room), sizes.cost
+        rows, cost = self._rows(room), sizes.cost
         first = rows[0]
         if first.to_prefill <= room.tokens:
-            width = max(row.to_prefill for row in rows)
-            attended = pairs(max(row.prefilled for row in rows), width)
-            work = len(rows) * (cost.token * width + cost.pair * attended)
-            now = until = cost.fixed + work
+            now = until = cost.fixed + cost.token * _work(rows, cost.attention)
         else:
             chunks = -(-first.to_prefill // room.tokens)
             now = cost.fixed + cost.work(first.prefilled, room.tokens)
@@ -129,7 +126,7 @@ class Prefilling:
             now = until = inf
         return Chunk(now, until, tuple(row.max_tokens for row in rows))
 
-    def rows(self, room: Room) -> list[Sequence]:
+    def _rows(self, room: Room) -> list[Sequence]:
         """Whose turn it is; if it ends with this step, then those that are to come along too."""
         first, *others = self._turns
         rows = [first]

@@ -147,7 +147,7 @@ class Worker:
         if self.observer is not None:
             self.observer.stepped(step, self._began, self._waited, self.stats.last_step)
         if step.work is not None:
-            self._mark("send", self._computed, step)
+            self._mark("send", self._computed, step.id)
             self.stats.transfer_seconds += self.stats.last_step - self._computed
         self.stats.hung_at = None
         self.stats.sequences = self.sequences.live
@@ -191,9 +191,8 @@ class Worker:
             self.stats.hung_at = began + self._timeout
             built = self._foresight.foresee(work.group, work.sequences)
             self.stats.hung_at = None
-            timeline = self.timeline  # another thread may take it away
-            if built and timeline is not None:
-                timeline.add("build", began, step)
+            if built:
+                self._mark("build", began, step)
 
     def _forward(self, step: Step, work: Prefill | Decode, built: Built | None) -> Result | None:
         expected = self._expect(step)
@@ -300,7 +299,7 @@ class Worker:
 
         Returns what is to be told of this step: time and memory of all stages so far.
         """
-        self._mark("build", self._began, step)
+        self._mark("build", self._began, step.id)
         before = Ready(step.id)
         early = self._early and expected is not None
         if expected is not None:
@@ -313,7 +312,7 @@ class Worker:
             started = self._enqueue(step, outputs, also, send)
         evaluate(outputs, also)
         self._computed = time.monotonic()
-        self._mark("compute", started, step)
+        self._mark("compute", started, step.id)
         self.stats.compute_seconds += self._computed - started
         # All that keeps this stage from the next step, building the graph included.
         took = self._computed - self._began - self._waited + self._ahead
@@ -368,13 +367,13 @@ class Worker:
         """A wait of this step that has ended; returns now."""
         now = time.monotonic()
         self._waited += now - started
-        self._mark("wait", started, step)
+        self._mark("wait", started, step.id)
         return now
 
-    def _mark(self, activity: Activity, start: float, step: Step) -> None:
+    def _mark(self, activity: Activity, start: float, step: int) -> None:
         timeline = self.timeline  # another thread may take it away
         if timeline is not None:
-            timeline.add(activity, start, step.id)
+            timeline.add(activity, start, step)
 
     def _require_links(self) -> Links:
         if self._links is None:
